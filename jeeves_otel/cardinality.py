@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bound an attribute value to the first *n* values seen plus ``other``.
+
+In: attribute values as they are recorded. Out: the same values, or ``other`` once the limit is reached. A value that
+was admitted keeps its name for the life of the process, whichever instrument it comes through, so that families can be
+joined on it.
+"""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from jeeves_otel.registry import DEFAULT_LIMIT, OTHER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from jeeves_otel.registry import Registry
+
+
+class Bound:
+    """The values of one attribute: at most *limit* by name, all others are ``other``.
+
+    ``admitted`` may be asked without a lock; `admit` decides, once per new value, under one.
+    Safe from several threads.
+
+    Args:
+        attribute: Key of the attribute, for the overflow count.
+        limit: How many values keep their name, >= 0; declared ones come on top.
+        declared: Values that keep their name whatever comes.
+    """
+
+    __slots__ = ("_lock", "_room", "admitted", "attribute", "overflowed")
+
+    def __init__(self, attribute: str, limit: int, declared: Iterable[object] = ()) -> None:
+        self.attribute = attribute
+        self.admitted: set[object] = {OTHER, *declared}
+        self.overflowed = 0
+        self._room = limit
+        self._lock = Lock()
+
+    def admit(self, value: object) -> object:
+        """Return *value* if it may keep its name, else ``other``, and count that.
+
+        Raises:
+            TypeError: *value* cannot be hashed, so it could not be an attribute value either.
+        """
+        if value in self.admitted:
+            return value
+        with self._lock:
+            if value in self.admitted:
+                return value
+            if self._room > 0:
+                self._room -= 1
+                self.admitted.add(value)
+                return value
+            self.overflowed += 1
+        return OTHER
+
+
+class Bounds:
+    """The bounds of all open attributes that the registry reads, shared by all instruments.
+
+    Args:
+        registry: Its open labels say which attributes are bounded, and to how many values.
+        declared: Label sets that the user declared; their values are admitted from the start.
+    """
+
+    def __init__(self, registry: Registry, declared: Iterable[Mapping[str, str]] = ()) -> None:
+        limits: dict[str, int] = {}
+        values: dict[str, set[object]] = {}
+        declared = list(declared)
+        for metric in registry.metrics.values():
+            for label in metric.labels:
+                known = {*label.known, *(labels[label.name] for labels in declared if label.name in labels)}
+                for template in label.templates:
+                    for key in (spelling for name in template.keys for spelling in registry.spelled(name)):
+                        limits[key] = max(limits.get(key, 0), label.limit if label.is_open else DEFAULT_LIMIT)
+                        # Only a bare key has the label's values for its own.
+                        values.setdefault(key, set()).update(known if len(template.parts) == 1 else ())
+        self._bounds = {key: Bound(key, limit, values[key]) for key, limit in limits.items()}
+
+    def of(self, attributes: Iterable[str]) -> tuple[tuple[str, Bound], ...]:
+        """Return ``(key, bound)`` for those of *attributes* that are bounded."""
+        return tuple((key, self._bounds[key]) for key in attributes if key in self._bounds)
+
+    def overflowed(self) -> dict[str, int]:
+        """Return ``{attribute: measurements that lost its value}``, without zeros."""
+        return {key: bound.overflowed for key, bound in self._bounds.items() if bound.overflowed}

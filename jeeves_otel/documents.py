@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read YAML into nodes that know file and line, and report everything that does not fit.
+
+In: the text of one YAML file. Out: nodes with typed access that never raises; what does not fit becomes a `Finding`
+with place and way out, so that a reader can go on and report all of them at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_STRING, _INT, _FLOAT, _BOOL, _NULL = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null"))
+
+
+class Level(Enum):
+    """How much a finding weighs: a violation fails `check`, advice does not."""
+
+    VIOLATION = "violation"
+    ADVICE = "advice"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """Where something was written: file name, line (from 1) and dotted key."""
+
+    file: str
+    line: int
+    key: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}" + (f" {self.key}" if self.key else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One judgement about a file: what is wrong, where, and the way out."""
+
+    id: str
+    where: Place
+    message: str
+    hint: str
+    level: Level = Level.VIOLATION
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}; {self.hint} [{self.id}]"
+
+
+@dataclass(slots=True)
+class Document:
+    """One YAML file being read: its name and the findings so far, in reading order."""
+
+    file: str
+    findings: list[Finding] = field(default_factory=list)
+
+    def report(self, id_: str, where: Place, message: str, hint: str, level: Level = Level.VIOLATION) -> None:
+        """Add one finding."""
+        self.findings.append(Finding(id_, where, message, hint, level))
+
+
+class Node:
+    """A YAML node with its place. Every access reports what does not fit and returns an empty value instead."""
+
+    __slots__ = ("_document", "_raw", "where")
+
+    def __init__(self, document: Document, raw: yaml.Node | None, where: Place) -> None:
+        self._document = document
+        self._raw = raw
+        self.where = where
+
+    def report(self, id_: str, message: str, hint: str, level: Level = Level.VIOLATION) -> None:
+        """Add a finding at this node."""
+        self._document.report(id_, self.where, message, hint, level)
+
+    @property
+    def is_list(self) -> bool:
+        """Whether the node is a sequence."""
+        return isinstance(self._raw, yaml.SequenceNode)
+
+    @property
+    def is_mapping(self) -> bool:
+        """Whether the node is a mapping."""
+        return isinstance(self._raw, yaml.MappingNode)
+
+    @property
+    def is_null(self) -> bool:
+        """Whether the node is an explicit or empty null."""
+        return isinstance(self._raw, yaml.ScalarNode) and self._raw.tag == _NULL
+
+    def fields(self, known: Iterable[str] | None = None, required: Iterable[str] = ()) -> dict[str, Node]:
+        """Return the mapping's entries by key, in file order.
+
+        Args:
+            known: Keys that may appear; any other is a finding that names the nearest one. None allows all.
+            required: Keys that must appear.
+        """
+        if not isinstance(self._raw, yaml.MappingNode):
+            self.report("not-a-mapping", "a mapping is expected here", "write `key: value` lines, indented")
+            return {}
+        entries: dict[str, Node] = {}
+        for key_node, value_node in self._raw.value:
+            key = str(key_node.value)
+            place = Place(self.where.file, key_node.start_mark.line + 1, f"{self.where.key}.{key}".lstrip("."))
+            if key in entries:
+                self._document.report(
+                    "duplicate-key",
+                    place,
+                    f"`{key}` stands here twice (first in line {entries[key].where.line})",
+                    "keep one of them; YAML would silently take the last",
+                )
+            entries[key] = Node(self._document, value_node, place)
+        if known is not None:
+            self._report_unknown(entries, list(known))
+        for key in required:
+            if key not in entries:
+                self.report("missing-key", f"`{key}` is missing", f"add `{key}: …`")
+        return entries
+
+    def _report_unknown(self, entries: dict[str, Node], known: list[str]) -> None:
+        for key in [key for key in entries if key not in known]:
+            node = entries.pop(key)
+            node.report("unknown-key", f"`{key}` is not known here", did_you_mean(key, known))
+
+    def items(self) -> Iterator[Node]:
+        """Yield the entries of a sequence; a single scalar or mapping counts as a sequence of one."""
+        if isinstance(self._raw, yaml.SequenceNode):
+            for index, raw in enumerate(self._raw.value):
+                place = Place(self.where.file, raw.start_mark.line + 1, f"{self.where.key}[{index}]")
+                yield Node(self._document, raw, place)
+        elif self._raw is not None and not self.is_null:
+            yield self
+
+    def text(self) -> str:
+        """Return the scalar as text; a number keeps its spelling."""
+        if isinstance(self._raw, yaml.ScalarNode) and self._raw.tag in {_STRING, _INT, _FLOAT}:
+            return str(self._raw.value)
+        self.report("not-a-text", "a text is expected here", "write one value, quoted if it is yes, no, on, off or null")
+        return ""
+
+    def texts(self) -> tuple[str, ...]:
+        """Return a sequence of texts (one scalar counts as one)."""
+        return tuple(node.text() for node in self.items())
+
+    def choice(self, allowed: Iterable[str]) -> str:
+        """Return the scalar if it is one of *allowed*, else report and return ''."""
+        allowed = list(allowed)
+        value = self.text()
+        if value in allowed:
+            return value
+        if value:
+            self.report("not-a-choice", f"`{value}` is not possible here", did_you_mean(value, allowed))
+        return ""
+
+    def number(self) -> float:
+        """Return the scalar as a float, 0.0 if it is none."""
+        if isinstance(self._raw, yaml.ScalarNode) and self._raw.tag in {_INT, _FLOAT}:
+            return float(self._raw.value)
+        self.report("not-a-number", "a number is expected here", "write it without quotes, for example 0.5")
+        return 0.0
+
+    def numbers(self) -> tuple[float, ...]:
+        """Return a sequence of floats."""
+        return tuple(node.number() for node in self.items())
+
+    def truth(self) -> bool:
+        """Return the scalar as a boolean, False if it is none."""
+        if isinstance(self._raw, yaml.ScalarNode) and self._raw.tag == _BOOL:
+            return str(self._raw.value).lower() in {"true", "yes", "on"}
+        self.report("not-a-boolean", "true or false is expected here", "write true or false, without quotes")
+        return False
+
+
+def read(text: str, file: str) -> tuple[Node, Document]:
+    """Parse *text* and return its root with the document that collects findings.
+
+    A syntax error becomes a finding and an empty mapping.
+    """
+    document = Document(file)
+    top = Place(file, 1)
+    try:
+        raw = yaml.compose(text, Loader=_LOADER)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        document.report("yaml-syntax", Place(file, line), f"this is not YAML: {error.problem}", "mend the syntax")
+        raw = None
+    except yaml.YAMLError as error:
+        document.report("yaml-syntax", top, f"this is not YAML: {error}", "mend the syntax")
+        raw = None
+    if raw is None and not document.findings:
+        document.report("empty-file", top, "the file is empty", "start with `profile: NAME` and `metrics:`")
+    return Node(document, raw if raw is not None else yaml.MappingNode("tag:yaml.org,2002:map", []), top), document
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a hint that names the nearest of *known*, or all of them if none is near."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known) or 'nothing'}"

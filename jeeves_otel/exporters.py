@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make the exporters that settings name, with translation in front of the metric ones.
+
+In: exporter names (``otlp``, ``console``, or any installed entry point) and settings. Out: exporters whose failures are
+said once and counted, in place of the log line per attempt of the stock ones.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+from jeeves_otel.failsafe import note_recovery, swallow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from opentelemetry.sdk.metrics.export import MetricsData
+
+    from jeeves_otel.settings import Settings
+
+    Translate = Callable[[MetricsData], MetricsData]
+
+_HTTP = "opentelemetry.exporter.otlp.proto.http"
+_GRPC = "opentelemetry.exporter.otlp.proto.grpc"
+_OTLP = {
+    ("traces", "http/protobuf"): (f"{_HTTP}.trace_exporter", "OTLPSpanExporter"),
+    ("metrics", "http/protobuf"): (f"{_HTTP}.metric_exporter", "OTLPMetricExporter"),
+    ("logs", "http/protobuf"): (f"{_HTTP}._log_exporter", "OTLPLogExporter"),
+    ("traces", "grpc"): (f"{_GRPC}.trace_exporter", "OTLPSpanExporter"),
+    ("metrics", "grpc"): (f"{_GRPC}.metric_exporter", "OTLPMetricExporter"),
+    ("logs", "grpc"): (f"{_GRPC}._log_exporter", "OTLPLogExporter"),
+}
+_CONSOLE = {
+    "traces": ("opentelemetry.sdk.trace.export", "ConsoleSpanExporter"),
+    "metrics": ("opentelemetry.sdk.metrics.export", "ConsoleMetricExporter"),
+    "logs": ("opentelemetry.sdk._logs.export", "ConsoleLogRecordExporter"),
+}
+
+
+class ExporterMissing(LookupError):
+    """An exporter is not installed; the message says how to get it."""
+
+
+class ExportFailed(Exception):
+    """A batch did not arrive."""
+
+
+def exporter_class(signal: str, name: str, settings: Settings) -> type[Any]:
+    """Return the exporter class *name* for ``traces``, ``metrics`` or ``logs``.
+
+    Raises:
+        ExporterMissing: It is not installed.
+    """
+    protocol = {"otlp_proto_http": "http/protobuf", "otlp_proto_grpc": "grpc"}.get(name, settings.protocol_for(signal))
+    if name in {"otlp", "otlp_proto_http", "otlp_proto_grpc"}:
+        return _imported(_OTLP[signal, protocol], f"OTLP over {protocol}", "pip install 'jeeves-otel[grpc]'")
+    if name == "console":
+        return _imported(_CONSOLE[signal], "console", "pip install opentelemetry-sdk")
+    for entry in entry_points(group=f"opentelemetry_{signal}_exporter", name=name):
+        loaded: type[Any] = entry.load()
+        return loaded
+    raise ExporterMissing(f"there is no {signal} exporter `{name}`; use otlp, console or none, or install the package that brings it")
+
+
+def reporting(cls: type[Any], signal: str, target: str, translate: Translate | None = None) -> type[Any]:
+    """Return a subclass of exporter *cls* that translates what it gets, and reports what it cannot deliver to *target*."""
+    site = f"export.{signal}"
+    hint = f"{signal} do not reach {target}; the application is not affected, and later batches are tried again"
+
+    class Reporting(cls):  # type: ignore[misc]  # the base is chosen at run time
+        def export(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                result = super().export(batch if translate is None else translate(batch), *args, **kwargs)
+            except Exception as error:  # noqa: BLE001 - the SDK's export threads end on an exception
+                swallow(site, error, hint)
+                return _failure(signal)
+            if result is not None and result.name != "SUCCESS":
+                swallow(site, ExportFailed(), hint)
+            else:
+                note_recovery(site)
+            return result
+
+    Reporting.__name__ = Reporting.__qualname__ = cls.__name__
+    return Reporting
+
+
+def quieten_stock_loggers() -> None:
+    """Silence the stock exporters' line per attempt; `reporting` says it once, with what follows from it."""
+    for name in (*(module for module, _ in _OTLP.values()), f"{_GRPC}.exporter", "opentelemetry.exporter.http"):
+        logger = logging.getLogger(name)
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.CRITICAL)
+
+
+def endpoint(signal: str, settings: Settings) -> str:
+    """Return where OTLP goes, as the exporters read it; may hold user information."""
+    # Read where the exporters read it, so that the line at start cannot disagree with them.
+    own = os.environ.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT")  # noqa: TID251 - the exporters' own setting
+    general = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")  # noqa: TID251 - as above
+    default = "http://localhost:4317" if settings.protocol_for(signal) == "grpc" else "http://localhost:4318"
+    return own or general or default
+
+
+def _failure(signal: str) -> Any:
+    module, name = {
+        "traces": ("opentelemetry.sdk.trace.export", "SpanExportResult"),
+        "metrics": ("opentelemetry.sdk.metrics.export", "MetricExportResult"),
+        "logs": ("opentelemetry.sdk._logs.export", "LogRecordExportResult"),
+    }[signal]
+    return getattr(import_module(module), name).FAILURE
+
+
+def _imported(place: tuple[str, str], what: str, remedy: str) -> type[Any]:
+    module, name = place
+    try:
+        found: type[Any] = getattr(import_module(module), name)
+    except ImportError as error:
+        raise ExporterMissing(f"{what} is not installed; {remedy}") from error
+    return found

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keep our own failures away from the application: swallow, count, log once per site.
+
+In: a block or function of ours, with the name of its site. Out: the application's own behaviour, unchanged, and
+one count per swallowed failure, which ``providers`` exposes as ``jeeves_otel_internal_errors_total{site}``.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_log = logging.getLogger("jeeves_otel")
+
+_counts: dict[str, int] = {}
+_failing: set[str] = set()
+_strict = False
+
+
+class failsafe:  # noqa: N801 - reads as the statement it is: ``with failsafe("site"):``
+    """Swallow, count and log once any ``Exception`` of the block; the application's own code never belongs inside.
+
+    Safe from several threads and tasks; one instance may be kept and entered many times.
+
+    Args:
+        site: Where the block stands, ``module.operation``; a value of the label ``site``.
+    """
+
+    __slots__ = ("site",)
+
+    def __init__(self, site: str) -> None:
+        self.site = site
+
+    def __enter__(self) -> None:
+        """Enter the guarded block."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        """Swallow *error* if it is an ``Exception``; let ``KeyboardInterrupt`` and its like pass."""
+        if error is None or not isinstance(error, Exception):
+            return False
+        swallow(self.site, error)
+        return True
+
+
+def swallow(site: str, error: Exception, hint: str = "") -> None:
+    """Count *error* against *site* and log it the first time.
+
+    Args:
+        site: As for `failsafe`.
+        error: What was caught.
+        hint: What follows from it and what to do, for the log.
+
+    Raises:
+        Exception: *error* itself, in strict mode only.
+    """
+    first = site not in _failing
+    _failing.add(site)
+    _counts[site] = _counts.get(site, 0) + 1
+    if _strict:
+        raise error
+    if first:
+        try:
+            _log.warning(
+                "%s failed (%s); %s. Further failures here are only counted, in "
+                'jeeves_otel_internal_errors_total{site="%s"}.',
+                site,
+                _describe(error),
+                hint or "it was skipped, and the application is not affected",
+                site,
+            )
+        except Exception:  # noqa: BLE001, S110 - a log handler of the application may raise; there is nobody left to tell
+            pass
+
+
+def note_recovery(site: str) -> None:
+    """Say that *site* works again, if its last call failed; its next failure is logged again."""
+    if site in _failing:
+        _failing.discard(site)
+        try:
+            _log.warning("%s works again.", site)
+        except Exception:  # noqa: BLE001, S110 - as in swallow
+            pass
+
+
+def counts() -> dict[str, int]:
+    """Return ``{site: swallowed failures}`` since the process started (or since `reset`)."""
+    return dict(_counts)
+
+
+def reset() -> None:
+    """Forget all counts, so that every site logs again. For tests and for a child after a fork."""
+    _counts.clear()
+    _failing.clear()
+
+
+def set_strict(strict: Literal[True, False]) -> None:
+    """Re-raise what would be swallowed. For our own tests (``JEEVES_OTEL_STRICT``); never inferred."""
+    global _strict  # noqa: PLW0603 - one switch for the process, set once at start
+    _strict = strict
+
+
+def _describe(error: Exception) -> str:
+    # The text of an exception may hold user data, and its __str__ may fail: the type is enough to act on.
+    return type(error).__name__

@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stand in front of the SDK's meter provider: bound attribute values, add the layer, swallow and count failures.
+
+In: measurements of any library, through opentelemetry-api. Out: the same measurements to the SDK, with open attribute
+values bounded and ``jeeves.llm.layer`` where only the context knows it. This is the one seam behind which another
+record path can replace the SDK's.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import metrics as api
+
+from jeeves_otel.failsafe import swallow
+from jeeves_otel.layers import LAYER, PROVIDER, opened
+from jeeves_otel.views import needed_attributes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.metrics import MeterProvider as SdkMeterProvider
+    from opentelemetry.sdk.metrics.export import MetricReader
+    from opentelemetry.util.types import Attributes
+
+    from jeeves_otel.cardinality import Bound, Bounds
+    from jeeves_otel.registry import Registry
+
+    Prepare = Callable[[Any, "Context | None"], Any]
+
+_ABSENT = object()
+_DROP = object()
+_INF = float("inf")
+_LOWEST = -sys.float_info.max
+_NAME_OF_OPERATION = {"agent": "gen_ai.agent.name", "tool": "gen_ai.tool.name"}
+
+
+class MeterProvider(api.MeterProvider):
+    """A meter provider of opentelemetry-api in front of the SDK's; safe from several threads.
+
+    After `shutdown` it goes on accepting measurements, which the SDK drops.
+
+    Args:
+        inner: The SDK's provider, with views and readers.
+        registry: Which instruments and attributes are known.
+        bounds: The shared bounds of open attribute values.
+    """
+
+    def __init__(self, inner: SdkMeterProvider, registry: Registry, bounds: Bounds) -> None:
+        self._inner = inner
+        self._preparers = _preparers(registry, bounds)
+
+    def get_meter(
+        self, name: str, version: str | None = None, schema_url: str | None = None, attributes: Attributes = None
+    ) -> api.Meter:
+        """Return a meter whose instruments bound, mark and never fail."""
+        return _Meter(self._inner.get_meter(name, version, schema_url, attributes), self._preparers)
+
+    def add_metric_reader(self, reader: MetricReader) -> None:
+        """Add a reader to the SDK's provider; it sees what is recorded from now on."""
+        self._inner.add_metric_reader(reader)
+
+    def remove_metric_reader(self, reader: MetricReader) -> None:
+        """Remove a reader from the SDK's provider."""
+        self._inner.remove_metric_reader(reader)
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        """Collect and export now; see the SDK's provider."""
+        return self._inner.force_flush(timeout_millis)
+
+    def shutdown(self, timeout_millis: float = 30_000) -> None:
+        """Collect and export for the last time; see the SDK's provider."""
+        self._inner.shutdown(timeout_millis)
+
+
+# ---- what happens to the attributes of one measurement ---------------------------------------------------------------
+
+
+def _preparers(registry: Registry, bounds: Bounds) -> dict[str, Prepare]:
+    """Return ``{instrument name: function of (attributes, context) that returns the attributes to record}``.
+
+    The function returns ``_DROP`` for a measurement that its operation has recorded already.
+    """
+    needed = needed_attributes(registry)
+    preparers: dict[str, Prepare] = {}
+    for instrument in registry.instruments.values():
+        keys = {*needed.get(instrument.name, ()), *instrument.attributes}
+        keys |= {spelling for key in instrument.attributes for spelling in registry.spelled(key)}
+        bounded = _bounder(bounds.of(sorted(keys)))
+        for form in (form for generation in instrument.generations for form in generation):
+            if instrument.operation == "llm_call":
+                preparers[form.name] = _layered(bounded, instrument.name)
+            elif instrument.operation and form.name != instrument.name:
+                preparers[form.name] = _reporting(bounded, instrument.operation)
+            else:
+                preparers[form.name] = bounded
+    return preparers
+
+
+def _bounder(bounds: tuple[tuple[str, Bound], ...]) -> Prepare:
+    admitted = [(key, bound.admitted, bound) for key, bound in bounds]
+
+    def prepare(attributes: Any, context: Context | None) -> Any:  # noqa: ARG001 - one shape for all preparers
+        if attributes:
+            for key, known, bound in admitted:
+                value = attributes.get(key, _ABSENT)
+                if value is not _ABSENT and value not in known and value is not None:
+                    kept = bound.admit(value)
+                    if kept is not value:
+                        attributes = {**attributes, key: kept}
+        return attributes
+
+    return prepare
+
+
+def _layered(bounded: Prepare, instrument: str) -> Prepare:
+    """Mark a point that a client records inside an ``llm_call`` as the provider's."""
+
+    def prepare(attributes: Any, context: Context | None) -> Any:
+        attributes = bounded(attributes, context)
+        call = opened("llm_call", context)
+        if call is None or (attributes and LAYER in attributes):
+            return attributes
+        if instrument in call.settled:
+            return _DROP  # a stream outlived its llm_call, which has answered for both layers
+        call.reported.add(instrument)
+        return {**(attributes or {}), LAYER: PROVIDER}
+
+    return prepare
+
+
+def _reporting(bounded: Prepare, operation: str) -> Prepare:
+    """Note that a client has measured the open operation of the same name, so that it is not counted again."""
+    name_key = _NAME_OF_OPERATION[operation]
+
+    def prepare(attributes: Any, context: Context | None) -> Any:
+        entry = opened(operation, context)
+        if entry is not None and attributes and attributes.get(name_key) == entry.name:
+            entry.reported.add(operation)
+        return bounded(attributes, context)
+
+    return prepare
+
+
+def _unchanged(attributes: Any, context: Context | None) -> Any:  # noqa: ARG001 - as above
+    return attributes
+
+
+# ---- meter and instruments -------------------------------------------------------------------------------------------
+
+
+class _Meter(api.Meter):
+    """A meter that wraps what the SDK's creates."""
+
+    def __init__(self, inner: api.Meter, preparers: Mapping[str, Prepare]) -> None:
+        super().__init__(inner.name, inner.version, inner.schema_url)
+        self._sdk = inner
+        self._preparers = preparers
+
+    def _preparer(self, name: str) -> Prepare | None:
+        return self._preparers.get(name.lower())
+
+    def create_counter(self, name: str, unit: str = "", description: str = "") -> api.Counter:
+        return _Counter(self._sdk.create_counter(name, unit, description), name, self._preparer(name))
+
+    def create_up_down_counter(self, name: str, unit: str = "", description: str = "") -> api.UpDownCounter:
+        return _UpDownCounter(self._sdk.create_up_down_counter(name, unit, description), name, self._preparer(name))
+
+    def create_histogram(
+        self,
+        name: str,
+        unit: str = "",
+        description: str = "",
+        *,
+        explicit_bucket_boundaries_advisory: Sequence[float] | None = None,
+    ) -> api.Histogram:
+        inner = self._sdk.create_histogram(
+            name, unit, description, explicit_bucket_boundaries_advisory=explicit_bucket_boundaries_advisory
+        )
+        return _Histogram(inner, name, self._preparer(name))
+
+    def create_gauge(self, name: str, unit: str = "", description: str = "") -> api._Gauge:  # type: ignore[override]  # the API's own signature is untyped
+        return _Gauge(self._sdk.create_gauge(name, unit, description), name, self._preparer(name))
+
+    def create_observable_counter(
+        self, name: str, callbacks: Sequence[api.CallbackT] | None = None, unit: str = "", description: str = ""
+    ) -> api.ObservableCounter:
+        return self._sdk.create_observable_counter(name, self._guarded(name, callbacks), unit, description)
+
+    def create_observable_gauge(
+        self, name: str, callbacks: Sequence[api.CallbackT] | None = None, unit: str = "", description: str = ""
+    ) -> api.ObservableGauge:
+        return self._sdk.create_observable_gauge(name, self._guarded(name, callbacks), unit, description)
+
+    def create_observable_up_down_counter(
+        self, name: str, callbacks: Sequence[api.CallbackT] | None = None, unit: str = "", description: str = ""
+    ) -> api.ObservableUpDownCounter:
+        return self._sdk.create_observable_up_down_counter(name, self._guarded(name, callbacks), unit, description)
+
+    def _guarded(self, name: str, callbacks: Sequence[api.CallbackT] | None) -> list[api.CallbackT] | None:
+        if callbacks is None:
+            return None
+        prepare = self._preparer(name) or _unchanged
+        return [_guarded_callback(name, callback, prepare) for callback in callbacks]
+
+
+def _guarded_callback(name: str, callback: api.CallbackT, prepare: Prepare) -> api.CallbackT:
+    """Return *callback* with bounded attributes; what it observed before it failed is kept."""
+    site = f"callback.{name}"
+    if not callable(callback):  # a generator, primed here and resumed with the options of each collection
+        next(callback, None)
+        observe: Callable[[api.CallbackOptions], Iterable[api.Observation]] = callback.send
+    else:
+        observe = callback
+
+    def guarded(options: api.CallbackOptions) -> Iterable[api.Observation]:
+        try:
+            for observation in observe(options):
+                attributes = prepare(observation.attributes, observation.context)
+                if attributes is _DROP:
+                    continue
+                yield api.Observation(observation.value, attributes, observation.context)
+        except StopIteration:  # an exhausted generator has nothing more to say
+            return
+        except Exception as error:  # noqa: BLE001 - the application's callback must not end the collection
+            swallow(site, error)
+
+    return guarded
+
+
+class _Wrapped:
+    """What the synchronous instruments share: the SDK's instrument, its site, what prepares the attributes."""
+
+    _inner: Any
+
+    def __init__(self, inner: Any, name: str, prepare: Prepare | None) -> None:  # pylint: disable=super-init-not-called
+        self._inner = inner
+        self._site = f"record.{name}"
+        self._prepare = prepare or _unchanged
+
+    def _measure(
+        self, measure: Callable[..., None], lowest: float, amount: float, attributes: Attributes, context: Context | None
+    ) -> None:
+        try:
+            # Checked here because the SDK writes one log line for each, however many there are.
+            if not lowest <= amount < _INF:
+                raise ValueError("a measurement is a finite number, and a counter's or histogram's is not negative")
+            prepared = self._prepare(attributes, context)
+            if prepared is not _DROP:
+                measure(amount, prepared, context)
+        except Exception as error:  # noqa: BLE001 - a measurement never breaks the code that makes it
+            swallow(self._site, error)
+
+
+class _Counter(_Wrapped, api.Counter):
+    def add(self, amount: float, attributes: Attributes = None, context: Context | None = None) -> None:
+        self._measure(self._inner.add, 0, amount, attributes, context)
+
+
+class _UpDownCounter(_Wrapped, api.UpDownCounter):
+    def add(self, amount: float, attributes: Attributes = None, context: Context | None = None) -> None:
+        self._measure(self._inner.add, _LOWEST, amount, attributes, context)
+
+
+class _Histogram(_Wrapped, api.Histogram):
+    def record(self, amount: float, attributes: Attributes = None, context: Context | None = None) -> None:
+        self._measure(self._inner.record, 0, amount, attributes, context)
+
+
+class _Gauge(_Wrapped, api._Gauge):
+    def set(self, amount: float, attributes: Attributes = None, context: Context | None = None) -> None:
+        self._measure(self._inner.set, _LOWEST, amount, attributes, context)

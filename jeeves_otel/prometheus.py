@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answer scrapes with translated metrics: a collector over the public reader API, and a route for ASGI applications.
+
+In: an in-memory reader and the translation. Out: pages in the format that the scraper asks for. Collection runs in the
+thread that serves, never in the application's event loop.
+"""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader, MetricsData
+
+from jeeves_otel.exposition import OPENMETRICS, TEXT, bucket_index, render
+from jeeves_otel.failsafe import failsafe, swallow
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping
+
+    from opentelemetry.sdk.metrics import Exemplar
+
+    Scope = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+    Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+    AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+PATHS = ("/metrics", "/metrics/")
+
+
+class PrometheusCollector:
+    """Turn one collection into one page. Safe from several threads; after a shutdown it repeats the last page.
+
+    Args:
+        reader: A cumulative in-memory reader of the SDK, attached to the meter provider.
+        translate: What maps the collected metrics to the promised ones.
+    """
+
+    def __init__(self, reader: InMemoryMetricReader, translate: Callable[[MetricsData], MetricsData]) -> None:
+        self._reader = reader
+        self._translate = translate
+        self._lock = Lock()
+        self._exemplars: dict[tuple[Any, ...], dict[int, Exemplar]] = {}
+        self._last: MetricsData = MetricsData([])
+
+    def page(self, accept: str = "") -> tuple[str, str]:
+        """Collect and return ``(body, content type)`` in the best format that the ``Accept`` header *accept* names."""
+        openmetrics = wants_openmetrics(accept)
+        with self._lock:
+            collected = self._reader.get_metrics_data()
+            if collected is not None:
+                self._last = self._translate(collected)
+                self._remember_exemplars(self._last)
+            return render(self._last, openmetrics=openmetrics), OPENMETRICS if openmetrics else TEXT
+
+    def _remember_exemplars(self, data: MetricsData) -> None:
+        # The SDK forgets its exemplars at each collection; the last one of a series must survive the scrape.
+        for resource in data.resource_metrics:
+            for scope in resource.scope_metrics:
+                for metric in scope.metrics:
+                    for point in metric.data.data_points:
+                        with failsafe("prometheus.exemplars"):
+                            self._merge_exemplars(metric.name, point)
+
+    def _merge_exemplars(self, name: str, point: Any) -> None:
+        key = (name, *sorted(point.attributes.items())) if point.attributes else (name,)
+        if not point.exemplars and key not in self._exemplars:
+            return
+        bounds = point.explicit_bounds if isinstance(point, HistogramDataPoint) else ()
+        held = self._exemplars.setdefault(key, {})
+        for exemplar in sorted(point.exemplars, key=lambda each: each.time_unix_nano):
+            held[bucket_index(exemplar.value, bounds) if bounds else 0] = exemplar
+        if isinstance(point.exemplars, list):  # made for this collection alone, by the translation or the SDK
+            point.exemplars[:] = held.values()
+
+
+def wants_openmetrics(accept: str) -> bool:
+    """Return whether an ``Accept`` header prefers OpenMetrics to plain text; quality 0 refuses."""
+    qualities = {"application/openmetrics-text": 0.0, "text/plain": 0.0}
+    for entry in accept.split(","):
+        media, *parameters = (part.strip() for part in entry.split(";"))
+        quality = next((text[2:] for text in parameters if text.startswith("q=")), "1")
+        if media.lower() in qualities:
+            try:
+                qualities[media.lower()] = max(qualities[media.lower()], float(quality))
+            except ValueError:
+                continue
+    return qualities["application/openmetrics-text"] > 0 and qualities["application/openmetrics-text"] >= qualities["text/plain"]
+
+
+# ---- a route of the application --------------------------------------------------------------------------------------
+
+_current: PrometheusCollector | None = None
+
+
+def serve_current(collector: PrometheusCollector | None) -> None:
+    """Make *collector* the one that `MetricsMiddleware` answers from."""
+    global _current  # noqa: PLW0603 - one page per process
+    _current = collector
+
+
+class MetricsMiddleware:
+    """ASGI middleware that answers ``/metrics`` and ``/metrics/`` and passes everything else on.
+
+    Wrap the application with it, outside everything else, so that scrapes are not measured as requests::
+
+        app = MetricsMiddleware(app)              # any ASGI application
+        app.add_middleware(MetricsMiddleware)     # FastAPI and Starlette: simpler, but scrapes count as requests
+
+    Without telemetry (no launcher, ``OTEL_SDK_DISABLED``) it answers 503 and says why.
+
+    Args:
+        app: The application.
+        collector: Where the pages come from; None: what the launcher has set up.
+    """
+
+    def __init__(self, app: AsgiApp, collector: PrometheusCollector | None = None) -> None:
+        self.app = app
+        self._collector = collector
+
+    def __getattr__(self, name: str) -> Any:
+        """Be the application for whoever looks at its attributes (``app.state``, ``app.router``…)."""
+        return getattr(self.__dict__["app"], name)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a scrape, or call the application."""
+        if scope["type"] != "http" or _path_below_root(scope) not in PATHS or scope["method"] not in {"GET", "HEAD"}:
+            await self.app(scope, receive, send)
+            return
+        status, body, content_type = await self._respond(scope)
+        headers = [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    async def _respond(self, scope: Scope) -> tuple[int, bytes, str]:
+        collector = self._collector or _current
+        if collector is None:
+            return 503, b"No telemetry: start the service with opentelemetry-instrument.\n", "text/plain; charset=utf-8"
+        accept = b",".join(value for key, value in scope["headers"] if key == b"accept").decode("latin-1")
+        try:
+            page, content_type = await _in_thread(lambda: collector.page(accept))
+        except Exception as error:  # noqa: BLE001 - a scrape that fails is answered and counted
+            swallow("prometheus.scrape", error)
+            return 500, b"Collection failed; see the log of the service.\n", "text/plain; charset=utf-8"
+        return 200, page.encode(), content_type
+
+
+def _path_below_root(scope: Scope) -> str:
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path.removeprefix(root) if root else path
+
+
+async def _in_thread(work: Callable[[], tuple[str, str]]) -> tuple[str, str]:
+    import asyncio  # noqa: PLC0415 - a script that has no loop does not pay for it
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:  # another event loop than asyncio's: collect here rather than not at all
+        return work()
+    return await asyncio.to_thread(work)

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Assemble tracer, meter and logger providers from settings and registry.
+
+In: `Settings` and the registry. Out: a `Telemetry` that holds the three providers, the metrics page and what was left
+out and why. Made from public constructors, because the SDK's own start-up path takes no views.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from time import time_ns
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.metrics import CallbackOptions, Observation
+from opentelemetry.sdk.metrics import MeterProvider as SdkMeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader, MetricExporter, MetricReader, PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+from jeeves_otel import failsafe
+from jeeves_otel.cardinality import Bounds
+from jeeves_otel.exporters import ExporterMissing, endpoint, exporter_class, quieten_stock_loggers, reporting
+from jeeves_otel.metering import MeterProvider
+from jeeves_otel.prometheus import PrometheusCollector
+from jeeves_otel.sampling import SamplerUnknown, default_sampler, describe_sampler, sampler_from
+from jeeves_otel.settings import mask
+from jeeves_otel.translation import Translator
+from jeeves_otel.views import sdk_views
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from opentelemetry.sdk.metrics.export import MetricsData
+    from opentelemetry.sdk.trace.sampling import Sampler
+
+    from jeeves_otel.metrics_server import MetricsServer
+    from jeeves_otel.registry import Registry
+    from jeeves_otel.settings import Settings
+
+
+@dataclass(slots=True)
+class Telemetry:
+    """Everything that was built, and in ``problems`` what was left out and why.
+
+    ``outputs`` says what leaves and where to, one phrase per output.
+    """
+
+    settings: Settings
+    resource: Resource
+    tracer_provider: TracerProvider
+    meter_provider: MeterProvider
+    logger_provider: Any = None
+    collector: PrometheusCollector | None = None
+    server: MetricsServer | None = None
+    outputs: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """Return the line at start: what is exported where."""
+        service = self.resource.attributes.get("service.name", "")
+        return f"jeeves-otel {package_version()} for {service}: " + "; ".join(self.outputs or ["nothing is exported"])
+
+    def shutdown(self) -> None:
+        """Flush and stop everything; later measurements are dropped by the SDK."""
+        for site, stop in (
+            ("shutdown.traces", self.tracer_provider.shutdown),
+            ("shutdown.metrics", self.meter_provider.shutdown),
+            ("shutdown.logs", getattr(self.logger_provider, "shutdown", None)),
+            ("shutdown.server", getattr(self.server, "shutdown", None)),
+        ):
+            if stop is not None:
+                with failsafe.failsafe(site):
+                    stop()
+
+
+def build(settings: Settings, registry: Registry) -> Telemetry:
+    """Return providers for *settings*; an output that cannot be made is left out and named in ``problems``."""
+    problems: list[str] = []
+    outputs: list[str] = []
+    quieten_stock_loggers()
+    resource = Resource.create({"telemetry.distro.name": "jeeves-otel", "telemetry.distro.version": package_version()})
+    started = time_ns()
+    bounds = Bounds(registry, settings.declared_labels)
+    translate = _translation(settings, registry, started)
+    page_reader = _page_reader(settings)
+    readers = _push_readers(settings, translate, outputs, problems)
+    inner = SdkMeterProvider(
+        metric_readers=[*([page_reader] if page_reader else []), *readers],
+        resource=resource,
+        views=sdk_views(registry, keep_semconv=settings.names != "views"),
+    )
+    meter_provider = MeterProvider(inner, registry, bounds)
+    _observe_ourselves(meter_provider, bounds)
+    telemetry = Telemetry(
+        settings=settings,
+        resource=resource,
+        tracer_provider=_tracer_provider(settings, resource, outputs, problems),
+        meter_provider=meter_provider,
+        logger_provider=_logger_provider(settings, resource, outputs, problems),
+        outputs=outputs,
+        problems=problems,
+    )
+    if page_reader is not None:
+        page_translator = Translator(
+            registry,
+            keep_unmapped=settings.unmapped == "pass",
+            declared=settings.declared_labels,
+            started_unix_nano=started,
+        )
+        telemetry.collector = PrometheusCollector(page_reader, page_translator)
+        _serve(telemetry)
+    return telemetry
+
+
+def package_version() -> str:
+    """Return the version of the installed package, or ``0`` in a source tree that is not installed."""
+    try:
+        return version("jeeves-otel")
+    except PackageNotFoundError:
+        return "0"
+
+
+# ---- metrics ---------------------------------------------------------------------------------------------------------
+
+
+def _translation(settings: Settings, registry: Registry, started: int) -> Callable[[MetricsData], MetricsData] | None:
+    """Return what stands in front of the push exporters; None leaves the conventions' names alone."""
+    if settings.names == "semconv":
+        return None
+    return Translator(
+        registry,
+        keep_unmapped=settings.unmapped == "pass",
+        keep_mapped=settings.names == "both",
+        declared=settings.declared_labels,
+        started_unix_nano=started,
+    )
+
+
+def _page_reader(settings: Settings) -> InMemoryMetricReader | None:
+    wanted = settings.metrics_port is not None or "prometheus" in settings.metrics_exporters
+    return InMemoryMetricReader() if wanted else None
+
+
+def _push_readers(
+    settings: Settings, translate: Callable[[MetricsData], MetricsData] | None, outputs: list[str], problems: list[str]
+) -> list[MetricReader]:
+    readers: list[MetricReader] = []
+    for name in settings.metrics_exporters:
+        if name == "prometheus":
+            continue
+        try:
+            cls = exporter_class("metrics", name, settings)
+            if issubclass(cls, MetricExporter):
+                readers.append(
+                    PeriodicExportingMetricReader(
+                        reporting(cls, "metrics", _target("metrics", name, settings), translate)(),
+                        export_interval_millis=settings.metric_export_interval_s * 1_000,
+                        export_timeout_millis=settings.metric_export_timeout_s * 1_000,
+                    )
+                )
+                seconds = f"{settings.metric_export_interval_s:g} s"
+                outputs.append(f"metrics ({settings.names}) → {_target('metrics', name, settings)} every {seconds}")
+            else:
+                readers.append(cls())
+                outputs.append(f"metrics → {name}, untranslated: it is a reader of its own")
+        except ExporterMissing as error:
+            problems.append(f"metrics are not sent to {name}: {error}")
+        except Exception as error:  # noqa: BLE001 - one exporter that cannot be made must not take the others along
+            problems.append(f"metrics are not sent to {name}: {type(error).__name__}: {error}")
+    return readers
+
+
+def _observe_ourselves(provider: MeterProvider, bounds: Bounds) -> None:
+    meter = provider.get_meter("jeeves_otel", package_version())
+
+    def errors(_: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(count, {"jeeves_otel.site": site}) for site, count in failsafe.counts().items()]
+
+    def overflowed(_: CallbackOptions) -> Iterable[Observation]:
+        return [Observation(count, {"jeeves_otel.attribute": key}) for key, count in bounds.overflowed().items()]
+
+    meter.create_observable_counter("jeeves_otel.internal.errors", [errors], "{error}")
+    meter.create_observable_counter("jeeves_otel.overflowed_measurements", [overflowed], "{measurement}")
+
+
+def _serve(telemetry: Telemetry) -> None:
+    settings, collector = telemetry.settings, telemetry.collector
+    if collector is None:
+        return
+    from jeeves_otel.metrics_server import MetricsServer  # noqa: PLC0415 - http.server only where it serves
+
+    places = []
+    if settings.metrics_port is not None:
+        places.append(("METRICS_PORT", settings.metrics_host, settings.metrics_port))
+    if "prometheus" in settings.metrics_exporters:
+        places.append(("OTEL_EXPORTER_PROMETHEUS_PORT", settings.prometheus_host, settings.prometheus_port))
+    for variable, host, port in places:
+        try:
+            telemetry.server = MetricsServer(collector, host, port)
+        except OSError as error:
+            telemetry.problems.append(
+                f"no /metrics server: {host}:{port} cannot be bound ({error.strerror or error}); choose another port "
+                f"with {variable}, or turn it off with {variable}=0. The application runs on."
+            )
+        else:
+            telemetry.outputs.insert(0, f"metrics → http://{host}:{telemetry.server.port}/metrics")
+
+
+# ---- traces and logs -------------------------------------------------------------------------------------------------
+
+
+def _tracer_provider(settings: Settings, resource: Resource, outputs: list[str], problems: list[str]) -> TracerProvider:
+    sampler = _sampler(settings, problems)
+    provider = TracerProvider(sampler=sampler, resource=resource)
+    for name in settings.traces_exporters:
+        try:
+            exporter = reporting(exporter_class("traces", name, settings), "traces", _target("traces", name, settings))()
+            provider.add_span_processor(BatchSpanProcessor(exporter))
+            outputs.append(f"traces ({describe_sampler(sampler)}) → {_target('traces', name, settings)}")
+        except ExporterMissing as error:
+            problems.append(f"traces are not sent to {name}: {error}")
+        except Exception as error:  # noqa: BLE001 - as for metrics
+            problems.append(f"traces are not sent to {name}: {type(error).__name__}: {error}")
+    return provider
+
+
+def _sampler(settings: Settings, problems: list[str]) -> Sampler:
+    try:
+        return sampler_from(settings.sampler, settings.sampler_arg)
+    except SamplerUnknown as error:
+        problems.append(f"{error}; going on with parentbased_traceidratio, 0.1")
+        return default_sampler()
+
+
+def _logger_provider(settings: Settings, resource: Resource, outputs: list[str], problems: list[str]) -> Any:
+    if not settings.logs_exporters:
+        return None
+    from opentelemetry.sdk._logs import LoggerProvider  # noqa: PLC0415 - only where log records leave
+    from opentelemetry.sdk._logs.export import BatchLogRecordProcessor  # noqa: PLC0415 - as above
+
+    provider = LoggerProvider(resource=resource)
+    for name in settings.logs_exporters:
+        try:
+            exporter = reporting(exporter_class("logs", name, settings), "logs", _target("logs", name, settings))()
+            provider.add_log_record_processor(BatchLogRecordProcessor(exporter))
+            outputs.append(f"logs → {_target('logs', name, settings)}")
+        except ExporterMissing as error:
+            problems.append(f"logs are not sent to {name}: {error}")
+        except Exception as error:  # noqa: BLE001 - as for metrics
+            problems.append(f"logs are not sent to {name}: {type(error).__name__}: {error}")
+    return provider
+
+
+def _target(signal: str, name: str, settings: Settings) -> str:
+    if name.startswith("otlp"):
+        return f"OTLP {settings.protocol_for(signal)} {mask('', endpoint(signal, settings))}"
+    return name

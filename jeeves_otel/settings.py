@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turn an environment mapping into one frozen `Settings`, and describe every variable.
+
+In: ``os.environ`` or any mapping. Out: settings, and the findings about what was malformed or mistyped; a malformed
+value falls back to its default. Standard ``OTEL_*`` variables come first and keep their meaning; those that the SDK or
+an exporter reads by itself (endpoints, headers, certificates, limits) are not repeated here.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from jeeves_otel.documents import Finding, Level, Place, did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+PREFIX = "JEEVES_OTEL_"
+MASK = "***"
+_SECRET = re.compile(r"HEADERS|TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL", re.IGNORECASE)
+_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+
+NAMES = ("views", "semconv", "both")
+UNMAPPED = ("pass", "drop")
+PROTOCOLS = ("http/protobuf", "grpc")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+class SettingsError(ValueError):
+    """A value does not fit its variable; the message says what fits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One environment variable: where its value goes, how it is read, what it means."""
+
+    name: str
+    field: str
+    parse: Callable[[str], Any]
+    kind: str
+    default: str
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the distribution was told, defaults filled in. ``repr`` masks secrets.
+
+    ``metrics_port`` is None where the server is off. Intervals are seconds, > 0.
+    """
+
+    sdk_disabled: bool = False
+    traces_exporters: tuple[str, ...] = ("otlp",)
+    metrics_exporters: tuple[str, ...] = ("otlp",)
+    logs_exporters: tuple[str, ...] = ()
+    otlp_protocol: str = "http/protobuf"
+    otlp_traces_protocol: str | None = None
+    otlp_metrics_protocol: str | None = None
+    otlp_logs_protocol: str | None = None
+    sampler: str = "parentbased_traceidratio"
+    sampler_arg: str | None = None
+    metric_export_interval_s: float = 15.0
+    metric_export_timeout_s: float = 30.0
+    prometheus_host: str = "localhost"
+    prometheus_port: int = 9464
+    metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
+    profiles: tuple[str, ...] = ("jeeves",)
+    names: str = "views"
+    unmapped: str = "pass"
+    declared: tuple[tuple[tuple[str, str], ...], ...] = ()
+    runtime_metrics: bool = True
+    log_level: str = "info"
+    strict: bool = False
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> tuple[Settings, list[Finding]]:
+        """Return the settings in *environ* and a finding for each value or name that does not fit."""
+        values: dict[str, Any] = {}
+        findings = _unknown_names(environ)
+        for variable in VARIABLES:
+            text = environ.get(variable.name, "").strip()
+            if not text:  # the OpenTelemetry specification: empty means unset
+                continue
+            try:
+                values[variable.field] = variable.parse(text)
+            except SettingsError as error:
+                where = Place("environment", 0, variable.name)
+                message = f"{variable.name}={mask(variable.name, text)} is not {variable.kind}"
+                findings.append(Finding("malformed-setting", where, message, f"{error}; going on with {variable.default or 'none'}"))
+        if "metrics_port" not in values:
+            values["metrics_port"] = _default_port(values.get("metrics_exporters", ("otlp",)))
+        if not values.get("metrics_exporters", True) or values["metrics_port"] == 0:
+            values["metrics_port"] = None
+        return cls(**values), findings
+
+    @property
+    def declared_labels(self) -> tuple[dict[str, str], ...]:
+        """The label sets of ``JEEVES_OTEL_DECLARE``."""
+        return tuple(dict(pairs) for pairs in self.declared)
+
+    def protocol_for(self, signal: str) -> str:
+        """Return the OTLP protocol of ``traces``, ``metrics`` or ``logs``."""
+        own: str | None = getattr(self, f"otlp_{signal}_protocol")
+        return own or self.otlp_protocol
+
+
+def _default_port(exporters: tuple[str, ...]) -> int | None:
+    # With the prometheus exporter the standard host and port say where the page is.
+    return None if "prometheus" in exporters else 9090
+
+
+def mask(name: str, value: str) -> str:
+    """Return *value* as it may be printed: secrets and user information in URLs replaced."""
+    return MASK if _SECRET.search(name) else _USERINFO.sub(f"{MASK}@", value)
+
+
+def describe(environ: Mapping[str, str]) -> list[tuple[str, str, str, str]]:
+    """Return ``(variable, value in force, where it comes from, meaning)`` for every variable, secrets masked."""
+    rows = []
+    for variable in VARIABLES:
+        given = environ.get(variable.name, "").strip()
+        rows.append((variable.name, mask(variable.name, given or variable.default), "environment" if given else "default", variable.meaning))
+    others = sorted(name for name in environ if name.startswith("OTEL_") and name not in _BY_NAME)
+    return rows + [(name, mask(name, environ[name]), "environment", "read by OpenTelemetry itself") for name in others]
+
+
+def _unknown_names(environ: Mapping[str, str]) -> list[Finding]:
+    findings = []
+    for name in sorted(environ):
+        if name.startswith(PREFIX) and name not in _BY_NAME:
+            own = [known for known in _BY_NAME if known.startswith(PREFIX)]
+            findings.append(Finding("unknown-setting", Place("environment", 0, name), f"{name} is not a setting", did_you_mean(name, own)))
+        elif name.startswith("METRICS_") and name not in _BY_NAME:
+            near = did_you_mean(name, ["METRICS_PORT", "METRICS_HOST"])
+            if near.startswith("did"):
+                findings.append(Finding("unknown-setting", Place("environment", 0, name), f"{name} is not a setting", near, Level.ADVICE))
+    return findings
+
+
+# ---- how values are read ---------------------------------------------------------------------------------------------
+
+
+def _truth(text: str) -> bool:
+    if text.lower() in {"true", "1"}:
+        return True
+    if text.lower() in {"false", "0"}:
+        return False
+    raise SettingsError("write true, false, 1 or 0")
+
+
+def _standard_truth(text: str) -> bool:
+    return text.lower() == "true"  # the OpenTelemetry specification: anything else is false
+
+
+def _port(text: str) -> int:
+    if text.isascii() and text.isdigit() and int(text) <= 65_535:  # noqa: PLR2004 - the highest TCP port
+        return int(text)
+    raise SettingsError("write a TCP port, 0 to 65535 (0 turns the server off)")
+
+
+def _milliseconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise SettingsError("write milliseconds, more than 0")
+    return value / 1_000
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def _exporters(text: str) -> tuple[str, ...]:
+    names = _list(text)
+    return () if "none" in names else names
+
+
+def _choice(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.lower() in allowed:
+            return text.lower()
+        raise SettingsError(did_you_mean(text.lower(), allowed))
+
+    return parse
+
+
+def _declared(text: str) -> tuple[tuple[tuple[str, str], ...], ...]:
+    """Read ``agent=planner|writer; provider=openai,model=gpt-4o`` into one label set per combination."""
+    sets: list[tuple[tuple[str, str], ...]] = []
+    for clause in filter(None, (part.strip() for part in text.split(";"))):
+        combinations: list[tuple[tuple[str, str], ...]] = [()]
+        for pair in clause.split(","):
+            label, separator, values = (part.strip() for part in pair.partition("="))
+            if not separator or not label or not all(value.strip() for value in values.split("|")):
+                raise SettingsError("write label=value|value, more labels of one set after a comma, more sets after a semicolon")
+            combinations = [(*known, (label, value.strip())) for known in combinations for value in values.split("|")]
+        sets += combinations
+    return tuple(sets)
+
+
+VARIABLES: tuple[Variable, ...] = (
+    Variable("METRICS_PORT", "metrics_port", _port, "a port", "9090", "Port of the /metrics server; 0 turns it off."),
+    Variable("METRICS_HOST", "metrics_host", str, "an address", "127.0.0.1", "Address of the /metrics server; 0.0.0.0 in a container that is scraped from outside."),
+    Variable("JEEVES_OTEL_PROFILES", "profiles", _list, "a list", "jeeves", "Profiles of promised metrics, by name or path of a YAML file, separated by commas."),
+    Variable("JEEVES_OTEL_NAMES", "names", _choice(*NAMES), "one of views, semconv, both", "views", "Which names leave over OTLP: the promised ones (views), the conventions' (semconv), or both."),
+    Variable("JEEVES_OTEL_UNMAPPED", "unmapped", _choice(*UNMAPPED), "one of pass, drop", "pass", "What becomes of metrics that no view maps: pass them on under their standard names, or drop them."),
+    Variable("JEEVES_OTEL_DECLARE", "declared", _declared, "a list of label sets", "", "Label sets that exist with 0 from the start and always keep their names: `agent=planner|writer; provider=openai,model=gpt-4o`."),
+    Variable("JEEVES_OTEL_RUNTIME_METRICS", "runtime_metrics", _truth, "true or false", "true", "Whether metrics of the process and the Python runtime are measured."),
+    Variable("JEEVES_OTEL_LOG_LEVEL", "log_level", _choice(*LOG_LEVELS), "one of debug, info, warning, error", "info", "How much the distribution says about itself; warning leaves out the line at start."),
+    Variable("JEEVES_OTEL_STRICT", "strict", _truth, "true or false", "false", "Re-raise failures of the telemetry instead of swallowing them. For tests of the telemetry itself, never in production."),
+    Variable("OTEL_SDK_DISABLED", "sdk_disabled", _standard_truth, "true or false", "false", "Turns all telemetry off."),
+    Variable("OTEL_TRACES_EXPORTER", "traces_exporters", _exporters, "a list", "otlp", "Where spans go: otlp, console, none, or any installed exporter."),
+    Variable("OTEL_METRICS_EXPORTER", "metrics_exporters", _exporters, "a list", "otlp", "Where metrics go: otlp, prometheus, console, none, or any installed exporter. none turns the /metrics server off too."),
+    Variable("OTEL_LOGS_EXPORTER", "logs_exporters", _exporters, "a list", "none", "Where log records go: otlp, console, none. Off unless asked for: records of libraries may quote user data."),
+    Variable("OTEL_EXPORTER_OTLP_PROTOCOL", "otlp_protocol", _choice(*PROTOCOLS), "one of http/protobuf, grpc", "http/protobuf", "Protocol of OTLP; grpc needs the extra jeeves-otel[grpc]."),
+    Variable("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "otlp_traces_protocol", _choice(*PROTOCOLS), "one of http/protobuf, grpc", "", "Protocol of OTLP for spans only."),
+    Variable("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "otlp_metrics_protocol", _choice(*PROTOCOLS), "one of http/protobuf, grpc", "", "Protocol of OTLP for metrics only."),
+    Variable("OTEL_EXPORTER_OTLP_LOGS_PROTOCOL", "otlp_logs_protocol", _choice(*PROTOCOLS), "one of http/protobuf, grpc", "", "Protocol of OTLP for log records only."),
+    Variable("OTEL_TRACES_SAMPLER", "sampler", str, "a sampler", "parentbased_traceidratio", "Head sampler; always_on for tail sampling in a gateway."),
+    Variable("OTEL_TRACES_SAMPLER_ARG", "sampler_arg", str, "an argument", "0.1 with the default sampler", "Argument of the sampler; ratio, 0..1."),
+    Variable("OTEL_METRIC_EXPORT_INTERVAL", "metric_export_interval_s", _milliseconds, "a time in milliseconds", "15000", "Time between two exports of metrics, in milliseconds."),
+    Variable("OTEL_METRIC_EXPORT_TIMEOUT", "metric_export_timeout_s", _milliseconds, "a time in milliseconds", "30000", "Time that one export of metrics may take, in milliseconds."),
+    Variable("OTEL_EXPORTER_PROMETHEUS_HOST", "prometheus_host", str, "an address", "localhost", "Address of the page with OTEL_METRICS_EXPORTER=prometheus."),
+    Variable("OTEL_EXPORTER_PROMETHEUS_PORT", "prometheus_port", _port, "a port", "9464", "Port of the page with OTEL_METRICS_EXPORTER=prometheus."),
+)  # fmt: skip
+_BY_NAME = {variable.name: variable for variable in VARIABLES}
+assert {variable.field for variable in VARIABLES} == {each.name for each in fields(Settings)}  # noqa: S101 - the table and the class are one

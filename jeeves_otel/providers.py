@@ -7,6 +7,7 @@ out and why. Made from public constructors, because the SDK's own start-up path 
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from time import time_ns
@@ -75,11 +76,27 @@ class Telemetry:
                     stop()
 
 
+class _NoFalseConflicts(logging.Filter):
+    """Drop the SDK's warning about one view that shapes the same instrument in two scopes, which translation merges.
+
+    opentelemetry-sdk 1.45 compares names without scopes. Remove when it compares scopes too.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        conflict = "conflicting metrics identities" in str(record.msg)
+        return not (conflict and isinstance(record.args, tuple) and record.args[0] is record.args[1])
+
+
+_STORAGE_LOG = logging.getLogger("opentelemetry.sdk.metrics._internal.metric_reader_storage")
+_NO_FALSE_CONFLICTS = _NoFalseConflicts()
+
+
 def build(settings: Settings, registry: Registry) -> Telemetry:
     """Return providers for *settings*; an output that cannot be made is left out and named in ``problems``."""
     problems: list[str] = []
     outputs: list[str] = []
     quieten_stock_loggers()
+    _STORAGE_LOG.addFilter(_NO_FALSE_CONFLICTS)
     resource = Resource.create({"telemetry.distro.name": "jeeves-otel", "telemetry.distro.version": package_version()})
     started = time_ns()
     bounds = Bounds(registry, settings.declared_labels)

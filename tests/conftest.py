@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every test may use: a telemetry pipeline of its own, strict fail-safe, globals restored."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from jeeves_otel import failsafe, recording
+from tests.helpers import Pipeline
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@pytest.fixture(autouse=True)
+def _strict_failsafe() -> Iterator[None]:
+    """A failure that would be swallowed fails the test, unless the test says otherwise."""
+    failsafe.reset()
+    failsafe.set_strict(True)
+    yield
+    failsafe.set_strict(False)
+    failsafe.reset()
+
+
+@pytest.fixture
+def make_pipeline() -> Iterator[Callable[..., Pipeline]]:
+    """Return a factory of pipelines into which the recording API records; everything is unbound afterwards."""
+    made: list[Pipeline] = []
+
+    def make(*profiles: str, **options: object) -> Pipeline:
+        pipeline = Pipeline(*profiles, **options)  # type: ignore[arg-type]  # passed through
+        made.append(pipeline)
+        recording.bind(meter_provider=pipeline.meter_provider, tracer_provider=pipeline.tracer_provider)
+        return pipeline
+
+    yield make
+    recording.bind()
+    for pipeline in made:
+        pipeline.shutdown()
+
+
+@pytest.fixture
+def pipeline(make_pipeline: Callable[..., Pipeline]) -> Pipeline:
+    """Return a pipeline with the jeeves profile and all spans sampled."""
+    return make_pipeline()

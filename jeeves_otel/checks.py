@@ -12,10 +12,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from jeeves_otel.documents import Finding, Level, did_you_mean
-from jeeves_otel.registry import OTHER, Registry
+from jeeves_otel.registry import OTHER, Registry, RegistryError, examine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from jeeves_otel.registry import Instrument, Label, Metric, Source
 
@@ -31,6 +31,27 @@ _KINDS_OF_TAKE = {
     "histogram": ("histogram",),
     "value": ("counter", "updowncounter", "gauge"),
 }
+
+
+def load_checked(profiles: Iterable[str]) -> Registry:
+    """Return the registry with *profiles*, read and judged.
+
+    Raises:
+        RegistryError: With every finding, advice included, if there is a violation.
+    """
+    registry, findings = examine_all(profiles)
+    if violations(findings):
+        raise RegistryError(findings)
+    return registry
+
+
+def examine_all(profiles: Iterable[str]) -> tuple[Registry, list[Finding]]:
+    """Return what could be read of *profiles*, and every finding about its shape and its content, in file order."""
+    registry, shape = examine(profiles)
+    misread = {(finding.where.file, finding.where.line) for finding in shape}
+    # A line that could not be read is not judged too: one mistake gives one finding.
+    content = [finding for finding in judge(registry) if (finding.where.file, finding.where.line) not in misread]
+    return registry, sorted([*shape, *content], key=lambda finding: (finding.where.file, finding.where.line))
 
 
 def judge(registry: Registry) -> list[Finding]:
@@ -58,7 +79,12 @@ def violations(findings: list[Finding]) -> list[Finding]:
 
 def _instrument_bounds(instrument: Instrument) -> Iterator[Finding]:
     if not _ascending(instrument.bounds):
-        yield Finding("bucket-order", instrument.where, f"the bounds of {instrument.name} are not ascending", "list each upper bound once, ascending")
+        yield Finding(
+            "bucket-order",
+            instrument.where,
+            f"the bounds of {instrument.name} are not ascending",
+            "list each upper bound once, ascending",
+        )
 
 
 # ---- metrics ---------------------------------------------------------------------------------------------------------
@@ -66,20 +92,45 @@ def _instrument_bounds(instrument: Instrument) -> Iterator[Finding]:
 
 def _metric_name(metric: Metric, registry: Registry) -> Iterator[Finding]:  # noqa: ARG001 - one shape for all rules
     if not _NAME.fullmatch(metric.name):
-        yield Finding("metric-name", metric.where, f"`{metric.name}` is not a metric name", "use letters, digits and underscores, no digit first")
+        yield Finding(
+            "metric-name",
+            metric.where,
+            f"`{metric.name}` is not a metric name",
+            "use letters, digits and underscores, no digit first",
+        )
     if metric.type == "counter" and not metric.name.endswith("_total"):
-        yield Finding("counter-suffix", metric.where, f"the counter {metric.name} does not end in _total", f"call it {metric.name}_total: scrapers and remote write append it otherwise")
+        yield Finding(
+            "counter-suffix",
+            metric.where,
+            f"the counter {metric.name} does not end in _total",
+            f"call it {metric.name}_total: scrapers and remote write append it otherwise",
+        )
     if metric.type != "counter" and metric.name.endswith(("_total", "_count", "_sum", "_bucket", "_created")):
-        yield Finding("reserved-suffix", metric.where, f"a {metric.type} cannot end like {metric.name}", "drop the suffix; it belongs to counters and to the parts of histograms")
+        yield Finding(
+            "reserved-suffix",
+            metric.where,
+            f"a {metric.type} cannot end like {metric.name}",
+            "drop the suffix; it belongs to counters and to the parts of histograms",
+        )
 
 
 def _metric_unit(metric: Metric, registry: Registry) -> Iterator[Finding]:  # noqa: ARG001 - as above
     stem = metric.name.removesuffix("_total")
     suffix = _UNIT_SUFFIX.get(metric.unit)
     if suffix and not stem.endswith(suffix):
-        yield Finding("unit-suffix", metric.where, f"{metric.name} has unit {metric.unit}, but does not end in {suffix}", f"call it {stem}{suffix}…, or remote write will")
+        yield Finding(
+            "unit-suffix",
+            metric.where,
+            f"{metric.name} has unit {metric.unit}, but does not end in {suffix}",
+            f"call it {stem}{suffix}…, or remote write will",
+        )
     elif not suffix and metric.unit and not re.fullmatch(r"\{[^{}]*\}", metric.unit):
-        yield Finding("unit", metric.where, f"unit `{metric.unit}` would change the exported name", "use s, By, an annotation in braces such as '{request}', or ''")
+        yield Finding(
+            "unit",
+            metric.where,
+            f"unit `{metric.unit}` would change the exported name",
+            "use s, By, an annotation in braces such as '{request}', or ''",
+        )
 
 
 def _metric_help(metric: Metric, registry: Registry) -> Iterator[Finding]:  # noqa: ARG001 - as above
@@ -89,19 +140,43 @@ def _metric_help(metric: Metric, registry: Registry) -> Iterator[Finding]:  # no
 
 def _metric_buckets(metric: Metric, registry: Registry) -> Iterator[Finding]:  # noqa: ARG001 - as above
     if metric.type == "histogram" and not metric.buckets:
-        yield Finding("buckets-missing", metric.where, f"the histogram {metric.name} has no buckets", "list upper bounds, ascending, without +Inf")
+        yield Finding(
+            "buckets-missing",
+            metric.where,
+            f"the histogram {metric.name} has no buckets",
+            "list upper bounds, ascending, without +Inf",
+        )
     if metric.type != "histogram" and metric.buckets:
-        yield Finding("buckets-unused", metric.where, f"{metric.name} is a {metric.type} and has no buckets", "drop `buckets`, or make it a histogram")
+        yield Finding(
+            "buckets-unused",
+            metric.where,
+            f"{metric.name} is a {metric.type} and has no buckets",
+            "drop `buckets`, or make it a histogram",
+        )
     if not _ascending(metric.buckets):
-        wrong = next(f"{after:g} comes after {before:g}" for before, after in pairwise(metric.buckets) if after <= before)
-        yield Finding("bucket-order", metric.where, f"the buckets of {metric.name} are not ascending: {wrong}", "list each upper bound once, ascending")
+        wrong = next(
+            f"{after:g} comes after {before:g}" for before, after in pairwise(metric.buckets) if after <= before
+        )
+        yield Finding(
+            "bucket-order",
+            metric.where,
+            f"the buckets of {metric.name} are not ascending: {wrong}",
+            "list each upper bound once, ascending",
+        )
 
 
 def _metric_sources(metric: Metric, registry: Registry) -> Iterator[Finding]:
     if not metric.sources:
-        yield Finding("source-missing", metric.where, f"{metric.name} has no source", "name an instrument and what to take from it")
+        yield Finding(
+            "source-missing",
+            metric.where,
+            f"{metric.name} has no source",
+            "name an instrument and what to take from it",
+        )
     for source in metric.sources:
         instrument = registry.instruments.get(source.instrument)
+        if instrument is None and not source.instrument:
+            continue  # its absence is a finding already
         if instrument is None:
             hint = did_you_mean(source.instrument, registry.instruments)
             if not hint.startswith("did"):
@@ -114,22 +189,44 @@ def _metric_sources(metric: Metric, registry: Registry) -> Iterator[Finding]:
 
 def _source_take(metric: Metric, source: Source, instrument: Instrument) -> Iterator[Finding]:
     if metric.type and source.take and source.take not in _TAKES_OF_TYPE[metric.type]:
-        yield Finding("take", source.where, f"a {metric.type} cannot take the {source.take} of an instrument", f"take {' or '.join(_TAKES_OF_TYPE[metric.type])}")
+        yield Finding(
+            "take",
+            source.where,
+            f"a {metric.type} cannot take the {source.take} of an instrument",
+            f"take {' or '.join(_TAKES_OF_TYPE[metric.type])}",
+        )
     elif source.take and instrument.kind and instrument.kind not in _KINDS_OF_TAKE[source.take]:
         fitting = [take for take, kinds in _KINDS_OF_TAKE.items() if instrument.kind in kinds]
-        yield Finding("take", source.where, f"{instrument.name} is a {instrument.kind} and has no {source.take}", f"take {' or '.join(fitting)}")
+        yield Finding(
+            "take",
+            source.where,
+            f"{instrument.name} is a {instrument.kind} and has no {source.take}",
+            f"take {' or '.join(fitting)}",
+        )
     elif metric.type == "counter" and instrument.kind in {"updowncounter", "gauge"}:
-        yield Finding("take", source.where, f"{instrument.name} can fall, so {metric.name} cannot be a counter", "make it a gauge")
+        yield Finding(
+            "take", source.where, f"{instrument.name} can fall, so {metric.name} cannot be a counter", "make it a gauge"
+        )
 
 
 def _source_attributes(metric: Metric, source: Source, instrument: Instrument, registry: Registry) -> Iterator[Finding]:
     known = {spelling for key in instrument.attributes for spelling in registry.spelled(key)}
     for key in source.conditions:
         if key not in known:
-            yield Finding("unknown-attribute", source.where, f"{instrument.name} is not recorded with `{key}`", did_you_mean(key, known))
+            yield Finding(
+                "unknown-attribute",
+                source.where,
+                f"{instrument.name} is not recorded with `{key}`",
+                did_you_mean(key, known),
+            )
     for label in metric.labels:
         for key in (key for template in label.templates for key in template.keys if key not in known):
-            yield Finding("unknown-attribute", label.where, f"{instrument.name} is not recorded with `{key}`", did_you_mean(key, known))
+            yield Finding(
+                "unknown-attribute",
+                label.where,
+                f"{instrument.name} is not recorded with `{key}`",
+                did_you_mean(key, known),
+            )
 
 
 # ---- labels ----------------------------------------------------------------------------------------------------------
@@ -137,31 +234,69 @@ def _source_attributes(metric: Metric, source: Source, instrument: Instrument, r
 
 def _label_name(label: Label, metric: Metric) -> Iterator[Finding]:
     if not _LABEL.fullmatch(label.name) or label.name.startswith("__"):
-        yield Finding("label-name", label.where, f"`{label.name}` is not a label name", "use letters, digits and underscores, no digit and no __ first")
+        yield Finding(
+            "label-name",
+            label.where,
+            f"`{label.name}` is not a label name",
+            "use letters, digits and underscores, no digit and no __ first",
+        )
     if label.name in _RESERVED_LABELS:
-        yield Finding("label-name", label.where, f"the label `{label.name}` belongs to Prometheus", "choose another name")
+        yield Finding(
+            "label-name", label.where, f"the label `{label.name}` belongs to Prometheus", "choose another name"
+        )
     if label.name in _TARGET_LABELS:
-        yield Finding("target-label", label.where, f"`{label.name}` of {metric.name} is usually a label of the scrape target", "choose another name, or scrapes will call it exported_" + label.name, Level.ADVICE)
+        yield Finding(
+            "target-label",
+            label.where,
+            f"`{label.name}` of {metric.name} is usually a label of the scrape target",
+            "choose another name, or scrapes will call it exported_" + label.name,
+            Level.ADVICE,
+        )
 
 
 def _label_values(label: Label, metric: Metric) -> Iterator[Finding]:
     if label.absent is None:
-        yield Finding("absent-missing", label.where, f"label {label.name} of {metric.name} has no value where the attribute is absent", "add `absent: VALUE`")
+        yield Finding(
+            "absent-missing",
+            label.where,
+            f"label {label.name} of {metric.name} has no value where the attribute is absent",
+            "add `absent: VALUE`",
+        )
     if not label.values:
         if label.limit <= 0:
-            yield Finding("label-limit", label.where, f"label {label.name} admits no values", "give `limit` a number from 1 up, or list `values`")
+            yield Finding(
+                "label-limit",
+                label.where,
+                f"label {label.name} admits no values",
+                "give `limit` a number from 1 up, or list `values`",
+            )
         return
-    produced = {"map": set(label.value_map.values()), "present": {label.present} - {None}}
+    produced = {"map": set(label.value_map.values()), "present": {label.present} if label.present else set()}
     for key, values in produced.items():
-        if stray := sorted(str(value) for value in values - set(label.values)):
-            yield Finding("label-values", label.where, f"`{key}` of label {label.name} gives {', '.join(stray)}, which `values` does not list", "add it to `values`, or change the mapping")
+        if stray := sorted(values - set(label.values)):
+            yield Finding(
+                "label-values",
+                label.where,
+                f"`{key}` of label {label.name} gives {', '.join(stray)}, which `values` does not list",
+                "add it to `values`, or change the mapping",
+            )
     if label.unmapped == "keep":
-        yield Finding("label-values", label.where, f"label {label.name} is closed, so it cannot keep what `values` does not list", f"leave `unmapped` out (it is `{OTHER}` then) or name a value")
+        yield Finding(
+            "label-values",
+            label.where,
+            f"label {label.name} is closed, so it cannot keep what `values` does not list",
+            f"leave `unmapped` out (it is `{OTHER}` then) or name a value",
+        )
 
 
-def _label_zero(label: Label, metric: Metric) -> Iterator[Finding]:
+def _label_zero(label: Label, metric: Metric) -> Iterator[Finding]:  # noqa: ARG001 - as above
     if label.zero and not (label.values or label.known):
-        yield Finding("zero-values", label.where, f"label {label.name} is marked zero, but its values are not known", "list `values` (closed) or `known` (open)")
+        yield Finding(
+            "zero-values",
+            label.where,
+            f"label {label.name} is marked zero, but its values are not known",
+            "list `values` (closed) or `known` (open)",
+        )
 
 
 _METRIC_RULES: tuple[Callable[[Metric, Registry], Iterator[Finding]], ...] = (

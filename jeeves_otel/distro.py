@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import metrics, propagate, trace
 from opentelemetry.context import Context, get_current
-from opentelemetry.instrumentation.distro import BaseDistro
+from opentelemetry.instrumentation.distro import BaseDistro  # type: ignore[attr-defined]  # untyped upstream
 from opentelemetry.propagators.textmap import TextMapPropagator
 
 from jeeves_otel import failsafe
@@ -46,13 +46,13 @@ def telemetry() -> Telemetry | None:
     return _telemetry
 
 
-class JeevesDistro(BaseDistro):
+class JeevesDistro(BaseDistro):  # type: ignore[misc]  # as above
     """The distribution: sets the opt-ins that instrumentations read at import, and activates instrumentations."""
 
-    def _configure(self, **kwargs: Any) -> None:  # noqa: ARG002 - the signature of the base
+    def _configure(self, **kwargs: Any) -> None:
         with failsafe.failsafe("distro.configure"):
             # Read once, when the first instrumentation is imported; the user's value wins.
-            os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http,database,gen_ai_latest_experimental")  # noqa: TID251 - the stock switch
+            os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http,database,gen_ai_latest_experimental")
 
     def load_instrumentor(self, entry_point: EntryPoint, **kwargs: Any) -> None:
         """Activate one instrumentation; one that fails is skipped, counted and named, and the others go on."""
@@ -60,7 +60,7 @@ class JeevesDistro(BaseDistro):
             if entry_point.name == "system_metrics":
                 self._load_runtime_metrics(entry_point, **kwargs)
             else:
-                super().load_instrumentor(entry_point, **kwargs)  # type: ignore[no-untyped-call]  # untyped upstream
+                super().load_instrumentor(entry_point, **kwargs)
         except ModuleNotFoundError:
             raise  # the library is not installed: the launcher passes over it in silence
         except Exception as error:  # noqa: BLE001 - an instrumentation must not keep the others from loading
@@ -68,7 +68,7 @@ class JeevesDistro(BaseDistro):
 
     @staticmethod
     def _load_runtime_metrics(entry_point: EntryPoint, **kwargs: Any) -> None:
-        settings, _ = Settings.from_env(os.environ)  # noqa: TID251 - where the process begins
+        settings, _ = Settings.from_env(os.environ)
         if settings.runtime_metrics and not settings.sdk_disabled:
             entry_point.load()(config=dict(_RUNTIME_METRICS)).instrument(**kwargs)
 
@@ -76,16 +76,20 @@ class JeevesDistro(BaseDistro):
 class JeevesConfigurator:
     """The configurator: builds all providers from the environment and makes them global."""
 
-    def configure(self, **kwargs: Any) -> None:  # noqa: ARG002 - the launcher passes its version
+    def configure(self, **kwargs: Any) -> None:
         """Set up telemetry for this process, once."""
         global _telemetry  # noqa: PLW0603 - one set of providers per process
         _speak_up()
         if _telemetry is not None:
             return
         try:
-            _telemetry = start(dict(os.environ))  # noqa: TID251 - where the process begins
+            _telemetry = start(dict(os.environ))
         except Exception as error:  # noqa: BLE001 - the application runs without telemetry rather than not at all
-            _log.error("jeeves-otel could not start, the application runs without telemetry: %s: %s", type(error).__name__, error)
+            _log.error(
+                "jeeves-otel could not start, the application runs without telemetry: %s: %s",
+                type(error).__name__,
+                error,
+            )
 
 
 def start(environ: dict[str, str]) -> Telemetry | None:
@@ -97,7 +101,7 @@ def start(environ: dict[str, str]) -> Telemetry | None:
     settings, findings = Settings.from_env(environ)
     _log.setLevel(settings.log_level.upper())
     for finding in findings:
-        _log.warning("%s; %s", finding.message, finding.hint)
+        _log.warning("%s", finding)
     _mend_propagators()
     if settings.sdk_disabled:
         _log.info("jeeves-otel is off: OTEL_SDK_DISABLED is true")
@@ -123,14 +127,10 @@ def start(environ: dict[str, str]) -> Telemetry | None:
 
 def _load_registry(settings: Settings) -> Any:
     """Return the registry of the profiles asked for, or the default one if they cannot be used."""
-    from jeeves_otel.checks import judge, violations  # noqa: PLC0415 - only at start
+    from jeeves_otel.checks import load_checked  # noqa: PLC0415 - only at start
 
     try:
-        registry = load(settings.profiles)
-        findings = violations(judge(registry))
-        if not findings:
-            return registry
-        error = RegistryError(findings)
+        return load_checked(settings.profiles)
     except RegistryError as refused:
         error = refused
     _log.warning(
@@ -144,7 +144,7 @@ def _load_registry(settings: Settings) -> Any:
 class _NoPropagation(TextMapPropagator):
     """Carry nothing, and give back the context that came in."""
 
-    def extract(self, carrier: Any, context: Context | None = None, getter: Any = None) -> Context:  # noqa: ARG002 - the shape of the API
+    def extract(self, carrier: Any, context: Context | None = None, getter: Any = None) -> Context:
         return context if context is not None else get_current()
 
     def inject(self, carrier: Any, context: Context | None = None, setter: Any = None) -> None:
@@ -178,7 +178,7 @@ class _StandIn(logging.StreamHandler[Any]):
             self.stream = sys.stderr
             super().emit(record)
 
-    def handleError(self, record: logging.LogRecord) -> None:
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name that logging calls
         """Stay silent: if stderr cannot be written (a full disk), there is no place left to say so."""
 
 

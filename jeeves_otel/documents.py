@@ -30,14 +30,15 @@ class Level(Enum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Place:
-    """Where something was written: file name, line (from 1) and dotted key."""
+    """Where something was written: file name, line (from 1; 0 where there are no lines) and dotted key."""
 
     file: str
     line: int
     key: str = ""
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}" + (f" {self.key}" if self.key else "")
+        line = f":{self.line}" if self.line else ""
+        return f"{self.file}{line}" + (f" {self.key}" if self.key else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,9 @@ class Node:
         """Return the scalar as text; a number keeps its spelling."""
         if isinstance(self._raw, yaml.ScalarNode) and self._raw.tag in {_STRING, _INT, _FLOAT}:
             return str(self._raw.value)
-        self.report("not-a-text", "a text is expected here", "write one value, quoted if it is yes, no, on, off or null")
+        self.report(
+            "not-a-text", "a text is expected here", "write one value, quoted if it is yes, no, on, off or null"
+        )
         return ""
 
     def texts(self) -> tuple[str, ...]:

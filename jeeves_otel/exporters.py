@@ -63,7 +63,9 @@ def exporter_class(signal: str, name: str, settings: Settings) -> type[Any]:
     for entry in entry_points(group=f"opentelemetry_{signal}_exporter", name=name):
         loaded: type[Any] = entry.load()
         return loaded
-    raise ExporterMissing(f"there is no {signal} exporter `{name}`; use otlp, console or none, or install the package that brings it")
+    raise ExporterMissing(
+        f"there is no {signal} exporter `{name}`; use otlp, console or none, or install the package that brings it"
+    )
 
 
 def reporting(cls: type[Any], signal: str, target: str, translate: Translate | None = None) -> type[Any]:
@@ -99,8 +101,8 @@ def quieten_stock_loggers() -> None:
 def endpoint(signal: str, settings: Settings) -> str:
     """Return where OTLP goes, as the exporters read it; may hold user information."""
     # Read where the exporters read it, so that the line at start cannot disagree with them.
-    own = os.environ.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT")  # noqa: TID251 - the exporters' own setting
-    general = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")  # noqa: TID251 - as above
+    own = os.environ.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT")
+    general = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
     default = "http://localhost:4317" if settings.protocol_for(signal) == "grpc" else "http://localhost:4318"
     return own or general or default
 

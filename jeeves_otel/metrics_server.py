@@ -54,7 +54,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 60
 
-    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
+    def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         if path not in {*PATHS, "/"}:
             self._answer(404, b"Not found. Metrics are at /metrics.\n", "text/plain; charset=utf-8")

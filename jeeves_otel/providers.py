@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.sdk.metrics import MeterProvider as SdkMeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader, MetricExporter, MetricReader, PeriodicExportingMetricReader
+from opentelemetry.sdk.metrics.export import (
+    InMemoryMetricReader,
+    MetricExporter,
+    MetricReader,
+    PeriodicExportingMetricReader,
+)
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -233,7 +238,9 @@ def _tracer_provider(settings: Settings, resource: Resource, outputs: list[str],
     provider = TracerProvider(sampler=sampler, resource=resource)
     for name in settings.traces_exporters:
         try:
-            exporter = reporting(exporter_class("traces", name, settings), "traces", _target("traces", name, settings))()
+            exporter = reporting(
+                exporter_class("traces", name, settings), "traces", _target("traces", name, settings)
+            )()
             provider.add_span_processor(BatchSpanProcessor(exporter))
             outputs.append(f"traces ({describe_sampler(sampler)}) → {_target('traces', name, settings)}")
         except ExporterMissing as error:

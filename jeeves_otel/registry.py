@@ -208,7 +208,7 @@ def examine(profiles: Iterable[str]) -> tuple[Registry, list[Finding]]:
     draft = _Draft()
     _read_instruments(draft, DATA / "instruments.yaml")
     for profile in (*profiles, ALWAYS_ON):
-        _read_profile(draft, profile, Place("JEEVES_OTEL_PROFILES", 1))
+        _read_profile(draft, profile, Place("JEEVES_OTEL_PROFILES", 0))
     registry = Registry(
         MappingProxyType(draft.instruments),
         tuple(draft.profiles.values()),
@@ -219,8 +219,9 @@ def examine(profiles: Iterable[str]) -> tuple[Registry, list[Finding]]:
 
 
 def profile_names() -> tuple[str, ...]:
-    """Return the names of the profiles in the package."""
-    return tuple(sorted(path.stem for path in (DATA / "profiles").glob("*.yaml")))
+    """Return the names of the profiles in the package, ours about ourselves last."""
+    names = (path.stem for path in (DATA / "profiles").glob("*.yaml"))
+    return tuple(sorted(names, key=lambda name: (name == ALWAYS_ON, name)))
 
 
 # ---- instruments ---------------------------------------------------------------------------------------------------
@@ -312,10 +313,14 @@ def _read_profile(draft: _Draft, name_or_path: str, asked: Place) -> None:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         message = f"profile {path} cannot be read ({type(error).__name__})"
-        draft.findings.append(Finding("unreadable-profile", asked, message, "check the path, the rights and the encoding (UTF-8)"))
+        draft.findings.append(
+            Finding("unreadable-profile", asked, message, "check the path, the rights and the encoding (UTF-8)")
+        )
         return
     root, document = read(text, _short(path))
-    top = root.fields(("profile", "include", "value_maps", "labels", "instruments", "metrics"), required=("profile", "metrics"))
+    top = root.fields(
+        ("profile", "include", "value_maps", "labels", "instruments", "metrics"), required=("profile", "metrics")
+    )
     name = top["profile"].text() if "profile" in top else path.stem
     if name in draft.profiles:
         if draft.profiles[name].where.file != root.where.file:
@@ -359,7 +364,10 @@ def _read_metrics(draft: _Draft, profile: str, top: Mapping[str, Node], document
         if name in draft.metrics:
             place = draft.metrics[name].where
             document.report(
-                "duplicate-metric", node.where, f"{name} is promised already, in {place}", "one profile owns a name: rename it or leave it out"
+                "duplicate-metric",
+                node.where,
+                f"{name} is promised already, in {place}",
+                "one profile owns a name: rename it or leave it out",
             )
             continue
         draft.metrics[name] = metric
@@ -409,14 +417,14 @@ def _values(node: Node) -> Iterable[Node]:
     return (node,) if node.is_null else node.items()
 
 
-def _read_label(
-    name: str, node: Node, shared: Mapping[str, Node], maps: Mapping[str, Mapping[str, str]]
-) -> Label:
+def _read_label(name: str, node: Node, shared: Mapping[str, Node], maps: Mapping[str, Mapping[str, str]]) -> Label:
     if not node.is_mapping:
         wanted = node.text()
         if wanted not in shared:
             if wanted:
-                node.report("unknown-label-definition", f"there is no label definition `{wanted}`", did_you_mean(wanted, shared))
+                node.report(
+                    "unknown-label-definition", f"there is no label definition `{wanted}`", did_you_mean(wanted, shared)
+                )
             return Label(name, (), MappingProxyType({}), "", "", None, OTHER, (), (), DEFAULT_LIMIT, False, node.where)  # noqa: FBT003 - positional only here
         node = shared[wanted]
     known = ("from", "map", "fold", "absent", "present", "unmapped", "values", "known", "limit", "zero")

@@ -56,7 +56,9 @@ def describe_sampler(sampler: Sampler) -> str:
     root = getattr(sampler, "_root", sampler)
     if isinstance(root, TraceIdRatioBased):
         return f"{root.rate * 100:g} % sampled"
-    return {ALWAYS_ON: "all sampled", ALWAYS_OFF: "none sampled"}.get(root, sampler.get_description())
+    if root in {ALWAYS_ON, ALWAYS_OFF}:
+        return "all sampled" if root is ALWAYS_ON else "none sampled"
+    return sampler.get_description()
 
 
 def _ratio(argument: str | None) -> float:

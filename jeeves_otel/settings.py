@@ -88,8 +88,10 @@ class Settings:
                 values[variable.field] = variable.parse(text)
             except SettingsError as error:
                 where = Place("environment", 0, variable.name)
-                message = f"{variable.name}={mask(variable.name, text)} is not {variable.kind}"
-                findings.append(Finding("malformed-setting", where, message, f"{error}; going on with {variable.default or 'none'}"))
+                message = f"`{mask(variable.name, text)}` is not {variable.kind}"
+                findings.append(
+                    Finding("malformed-setting", where, message, f"{error}; going on with {variable.default or 'none'}")
+                )
         if "metrics_port" not in values:
             values["metrics_port"] = _default_port(values.get("metrics_exporters", ("otlp",)))
         if not values.get("metrics_exporters", True) or values["metrics_port"] == 0:
@@ -119,12 +121,19 @@ def mask(name: str, value: str) -> str:
 
 def describe(environ: Mapping[str, str]) -> list[tuple[str, str, str, str]]:
     """Return ``(variable, value in force, where it comes from, meaning)`` for every variable, secrets masked."""
-    rows = []
-    for variable in VARIABLES:
-        given = environ.get(variable.name, "").strip()
-        rows.append((variable.name, mask(variable.name, given or variable.default), "environment" if given else "default", variable.meaning))
+    rows = [_describe_one(variable, environ.get(variable.name, "").strip()) for variable in VARIABLES]
     others = sorted(name for name in environ if name.startswith("OTEL_") and name not in _BY_NAME)
-    return rows + [(name, mask(name, environ[name]), "environment", "read by OpenTelemetry itself") for name in others]
+    return rows + [(name, mask(name, environ[name]), "environment", "Read by OpenTelemetry itself.") for name in others]
+
+
+def _describe_one(variable: Variable, given: str) -> tuple[str, str, str, str]:
+    origin = "environment" if given else "default"
+    try:
+        variable.parse(given or variable.default)
+    except SettingsError:
+        origin = f"default; {mask(variable.name, given)} is not {variable.kind}" if given else origin
+        given = ""
+    return variable.name, mask(variable.name, given or variable.default), origin, variable.meaning
 
 
 def _unknown_names(environ: Mapping[str, str]) -> list[Finding]:
@@ -132,11 +141,26 @@ def _unknown_names(environ: Mapping[str, str]) -> list[Finding]:
     for name in sorted(environ):
         if name.startswith(PREFIX) and name not in _BY_NAME:
             own = [known for known in _BY_NAME if known.startswith(PREFIX)]
-            findings.append(Finding("unknown-setting", Place("environment", 0, name), f"{name} is not a setting", did_you_mean(name, own)))
+            findings.append(
+                Finding(
+                    "unknown-setting",
+                    Place("environment", 0, name),
+                    f"`{name}` is not a setting",
+                    did_you_mean(name, own),
+                )
+            )
         elif name.startswith("METRICS_") and name not in _BY_NAME:
             near = did_you_mean(name, ["METRICS_PORT", "METRICS_HOST"])
             if near.startswith("did"):
-                findings.append(Finding("unknown-setting", Place("environment", 0, name), f"{name} is not a setting", near, Level.ADVICE))
+                findings.append(
+                    Finding(
+                        "unknown-setting",
+                        Place("environment", 0, name),
+                        f"`{name}` is not a setting",
+                        near,
+                        Level.ADVICE,
+                    )
+                )
     return findings
 
 
@@ -197,7 +221,9 @@ def _declared(text: str) -> tuple[tuple[tuple[str, str], ...], ...]:
         for pair in clause.split(","):
             label, separator, values = (part.strip() for part in pair.partition("="))
             if not separator or not label or not all(value.strip() for value in values.split("|")):
-                raise SettingsError("write label=value|value, more labels of one set after a comma, more sets after a semicolon")
+                raise SettingsError(
+                    "write label=value|value, more labels of one set after a comma, more sets after a semicolon"
+                )
             combinations = [(*known, (label, value.strip())) for known in combinations for value in values.split("|")]
         sets += combinations
     return tuple(sets)

@@ -6,7 +6,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry.sdk.metrics import AlwaysOnExemplarFilter, MeterProvider as SdkMeterProvider, TraceBasedExemplarFilter
+from opentelemetry.sdk.metrics import (
+    AlwaysOnExemplarFilter,
+    MeterProvider as SdkMeterProvider,
+    TraceBasedExemplarFilter,
+)
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader, MetricsData
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
@@ -64,7 +68,9 @@ class Pipeline:
         declared = list(declared)
         self.bounds = Bounds(self.registry, declared)
         self.meter_provider = MeterProvider(self.sdk_provider, self.registry, self.bounds)
-        self.translate = Translator(self.registry, declared=declared, **{"started_unix_nano": time.time_ns(), **options})
+        self.translate = Translator(
+            self.registry, declared=declared, **{"started_unix_nano": time.time_ns(), **options}
+        )
         self.collector = PrometheusCollector(self.reader, self.translate)
         self.spans_exporter = InMemorySpanExporter()
         self.tracer_provider = TracerProvider(sampler=ALWAYS_ON, shutdown_on_exit=False)

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""List the generators and render all of them to ``{path: text}``; compare that with what is committed.
+
+In: the registry and the table of settings. Out: texts by path below the project's root. Nothing is written here.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+from jeeves_otel.generators import docs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from jeeves_otel.registry import Registry
+
+
+def render(registry: Registry, settings: Sequence[tuple[str, str, str]]) -> dict[str, str]:
+    """Return every generated file, ``{path: text}``, paths relative to the project's root.
+
+    Args:
+        registry: The packaged profiles.
+        settings: ``(variable, default, meaning)`` of every setting.
+
+    Raises:
+        ValueError: A file would be empty, which is always a mistake.
+    """
+    files = {
+        "docs/reference/metrics.md": docs.metrics_page(registry),
+        "docs/reference/instruments.md": docs.instruments_page(registry),
+        "docs/reference/settings.md": docs.settings_page(settings),
+    }
+    if empty := [path for path, text in files.items() if not text.strip()]:
+        raise ValueError(f"nothing was rendered for {', '.join(empty)}")
+    return files
+
+
+def stale(files: Mapping[str, str], root: Path) -> dict[str, str]:
+    """Return ``{path: unified diff}`` for every file below *root* that differs from what would be rendered."""
+    diffs = {}
+    for path, text in files.items():
+        target = root / path
+        committed = target.read_text(encoding="utf-8") if target.is_file() else ""
+        if committed != text:
+            lines = difflib.unified_diff(
+                committed.splitlines(keepends=True),
+                text.splitlines(keepends=True),
+                f"{path} (committed)",
+                f"{path} (rendered)",
+            )
+            diffs[path] = "".join(lines)
+    return diffs

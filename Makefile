@@ -1,11 +1,13 @@
 # Everything the project does, in one place. `make demo` and `make test` need Python >= 3.11, git and make, nothing else.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3
 UV_VERSION := 0.13.8
 # uv from the path if it is there, else one of our own under .tools.
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 RUN := $(UV) run --no-sync
+NEWEST := .venv-newest
 
 .PHONY: help
 help: ## Show what can be made.
@@ -13,10 +15,65 @@ help: ## Show what can be made.
 
 .tools/bin/uv:
 	@echo "uv is not on the path: installing uv $(UV_VERSION) under .tools"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; set PYTHON=…")'
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; say which with PYTHON=...") if sys.version_info < (3, 11) else None'
 	@$(PYTHON) -m venv .tools
-	@.tools/bin/pip install --quiet uv==$(UV_VERSION)
+	@.tools/bin/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 
 .PHONY: setup
 setup: $(if $(findstring .tools,$(UV)),.tools/bin/uv) ## Install everything that is needed, as locked.
-	@$(UV) sync --quiet --frozen
+	@$(UV) sync --quiet --locked --python $(PYTHON)
+
+.PHONY: demo
+demo: setup ## Run a small agent service and show what comes out (ARGS=--help for more).
+	@$(RUN) jeeves-otel demo $(ARGS)
+
+.PHONY: test
+test: check test-all test-newest ## Lint, types, layers, generated files, and all tests, on the locked and the newest SDK.
+
+.PHONY: check
+check: setup ## Lint, types, layer rules and generated files.
+	$(RUN) ruff format --check .
+	$(RUN) ruff check .
+	$(RUN) mypy
+	$(RUN) lint-imports
+	$(RUN) jeeves-otel check
+
+.PHONY: test-all
+test-all: setup ## All tests on the locked versions.
+	$(RUN) pytest
+
+.PHONY: test-fast
+test-fast: setup ## Only the tests that start no processes.
+	$(RUN) pytest -m "not integration and not slow"
+
+# The contrib package for SQLAlchemy lags behind the SDK and would drag it back, so it stays out here.
+$(NEWEST)/.stamp: pyproject.toml uv.lock | setup
+	@$(UV) venv --quiet --clear --python $(PYTHON) $(NEWEST)
+	@VIRTUAL_ENV=$(NEWEST) $(UV) pip install --quiet --upgrade -e '.[cli,demo,genai,grpc]' hypothesis pytest pytest-randomly pytest-timeout
+	@touch $@
+
+.PHONY: test-newest
+test-newest: $(NEWEST)/.stamp ## The tests of recording, translation and launcher on the newest SDK.
+	@$(NEWEST)/bin/python -c 'from importlib.metadata import version; print("newest opentelemetry-sdk:", version("opentelemetry-sdk"))'
+	$(NEWEST)/bin/python -m pytest -m "not slow" tests/unit tests/property tests/conformance tests/contract tests/integration/test_launcher.py tests/integration/test_llm_layers.py
+
+.PHONY: render
+render: setup ## Write everything that is generated from the registry.
+	@$(RUN) jeeves-otel render
+
+.PHONY: bench
+bench: setup ## Time recording beside the stock SDK and prometheus_client, in one run (ARGS=--help for more).
+	@$(RUN) python -m bench $(ARGS)
+
+.PHONY: collector
+collector: ## Build the Collector that tests use, from Go modules (cached by version).
+	@collector/build.sh
+
+.PHONY: fmt
+fmt: setup ## Format the code and mend what can be mended.
+	@$(RUN) ruff format .
+	@$(RUN) ruff check --fix .
+
+.PHONY: clean
+clean: ## Remove everything that was installed or cached here.
+	rm -rf .venv $(NEWEST) .tools .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build

@@ -156,18 +156,14 @@ class _NoPropagation(TextMapPropagator):
 
 
 def _mend_propagators() -> None:
-    """Give ``OTEL_PROPAGATORS=none`` a propagator that works, and an unknown name the default.
+    """Give ``OTEL_PROPAGATORS=none`` a propagator that works.
 
     opentelemetry-api 1.45 answers ``none`` with a composite of nothing, whose extract returns no context at all: every
     request of an instrumented server then fails. Remove when it returns the context that it was given.
     """
-    try:
-        working = propagate.extract({}, Context()) is not None and propagate.extract({}) is not None
-    except Exception as error:  # noqa: BLE001 - an unknown name raises, and the application must run
-        failsafe.swallow("distro.propagators", error)
-        working = False
-    if not working:
-        propagate.set_global_textmap(_NoPropagation())
+    with failsafe.failsafe("distro.propagators"):
+        if propagate.extract({}) is None:
+            propagate.set_global_textmap(_NoPropagation())
 
 
 class _StandIn(logging.StreamHandler[Any]):

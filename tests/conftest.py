@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,35 @@ from tests.helpers import Pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+
+_skipped: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note every skip."""
+    if report.skipped:
+        _skipped.append(report.nodeid)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail on skips where CI has installed every part that tests need."""
+    if _skipped and os.environ.get("JEEVES_TEST_NO_SKIPS") == "1":
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which skips fail the run."""
+    if _skipped and os.environ.get("JEEVES_TEST_NO_SKIPS") == "1":
+        terminalreporter.section("skips are failures here (JEEVES_TEST_NO_SKIPS=1)")
+        for nodeid in _skipped:
+            terminalreporter.line(nodeid)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the fast tests first: what fails soonest is seen soonest."""
+    weight = {"integration": 1, "slow": 2}
+    items.sort(key=lambda item: max((weight.get(mark.name, 0) for mark in item.iter_markers()), default=0))
 
 
 @pytest.fixture(autouse=True)

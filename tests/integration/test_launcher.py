@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The launcher: what a user gets from opentelemetry-instrument and environment variables alone."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.helpers import counts_by, poll_until
+from tests.integration.launching import free_port, get, launched, llm_server, scrape
+from tests.otlp import GrpcReceiver, HttpReceiver, Receiver, running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.integration
+
+LLM = (("model", "gpt-4o"), ("provider", "openai"))
+
+
+@pytest.fixture
+def http_receiver() -> Iterator[Receiver]:
+    """Return a running OTLP receiver over HTTP."""
+    yield from running(HttpReceiver)
+
+
+@pytest.fixture
+def grpc_receiver() -> Iterator[Receiver]:
+    """Return a running OTLP receiver over gRPC."""
+    yield from running(GrpcReceiver)
+
+
+def test_fastapi_with_openai_client_plain_and_wrapped_gives_exact_counts() -> None:
+    """One call alone and one inside llm_call are two calls in both families, with the tokens of two."""
+    port, metrics_port = free_port(), free_port()
+    with (
+        llm_server() as base_url,
+        launched("gateway.py", PORT=str(port), METRICS_PORT=str(metrics_port), OPENAI_BASE_URL=base_url) as app,
+    ):
+        app.wait_for_page(f"http://127.0.0.1:{port}/metrics")
+        get(f"http://127.0.0.1:{port}/plain/1")
+        get(f"http://127.0.0.1:{port}/wrapped/2")
+        samples = scrape(metrics_port)
+        route = {path: get(f"http://127.0.0.1:{port}{path}") for path in ("/metrics", "/metrics/")}
+
+    assert counts_by(samples, "jeeves_http_requests_total", "path") == {"/plain/{item}": 1, "/wrapped/{item}": 1}
+    assert counts_by(samples, "jeeves_llm_calls_total", "status") == {"success": 2}
+    assert counts_by(samples, "jeeves_llm_provider_calls_total", "status") == {"success": 2}
+    assert counts_by(samples, "jeeves_llm_tokens_total", "type") == {"prompt": 22, "completion": 14}
+    for page in route.values():
+        assert 'jeeves_http_requests_total{method="GET",path="/plain/{item}",status_code="200"} 1.0' in page
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_both_outputs_carry_the_same_numbers_from_one_set_of_measurements(
+    protocol: str, http_receiver: Receiver, grpc_receiver: Receiver
+) -> None:
+    """What leaves over OTLP is what the page shows, sample by sample."""
+    receiver = grpc_receiver if protocol == "grpc" else http_receiver
+    port = free_port()
+    settings = {"OTEL_EXPORTER_OTLP_PROTOCOL": protocol, "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint}
+    with launched("events.py", METRICS_PORT=str(port), OTEL_TRACES_SAMPLER="always_on", **settings) as app:
+        app.wait_ready()
+        page = scrape(port)
+        assert app.finish() == 0
+    points = receiver.points()
+
+    counters = {key: value for key, value in page.items() if key[0].endswith("_total") and key[0].startswith("jeeves_")}
+    assert {key: points.get(key) for key in counters} == counters
+    assert len(counters) > 50
+    assert points["jeeves_llm_duration_seconds", LLM][:2] == (3, 0.75)
+    assert page["jeeves_llm_duration_seconds_count", LLM] == 3
+    assert sorted(span.name for span in receiver.spans()) == ["agent.process"] * 3 + ["pipeline.execute"] * 3
+
+
+@pytest.mark.parametrize(
+    ("names", "promised", "standard"), [("views", True, False), ("semconv", False, True), ("both", True, True)]
+)
+def test_names_setting_decides_what_leaves_over_otlp(
+    names: str, promised: bool, standard: bool, http_receiver: Receiver
+) -> None:
+    """views sends the promised names, semconv the conventions', both sends both."""
+    settings = {"JEEVES_OTEL_NAMES": names, "OTEL_EXPORTER_OTLP_ENDPOINT": http_receiver.endpoint, "METRICS_PORT": "0"}
+    with launched("events.py", **settings) as app:
+        app.wait_ready()
+        assert app.finish() == 0
+    found = http_receiver.metrics()
+
+    assert promised == ("jeeves_llm_calls_total" in found)
+    assert standard == ("gen_ai.client.operation.duration" in found)
+    assert standard == ("jeeves.pipeline.duration" in found)
+
+
+def test_resource_names_service_and_distribution(http_receiver: Receiver) -> None:
+    """Who sends is said by the standard resource attributes, with an instance id of its own."""
+    with launched("events.py", OTEL_EXPORTER_OTLP_ENDPOINT=http_receiver.endpoint, METRICS_PORT="0") as app:
+        app.wait_ready()
+        app.finish()
+    resource = http_receiver.resource()
+
+    assert resource["service.name"] == "test-service"
+    assert resource["telemetry.distro.name"] == "jeeves-otel"
+    assert resource["service.instance.id"]
+
+
+def test_start_is_said_in_one_line_that_names_every_output() -> None:
+    """The line at start says what is exported where, and how much is sampled."""
+    port = free_port()
+    with launched("events.py", METRICS_PORT=str(port)) as app:
+        app.wait_ready()
+        log = app.log
+
+    assert f"metrics → http://127.0.0.1:{port}/metrics" in log
+    assert "metrics (views) → OTLP http/protobuf http://localhost:4318 every 15 s" in log
+    assert "traces (10 % sampled) → OTLP http/protobuf http://localhost:4318" in log
+    assert len(app.lines) == 1
+
+
+def test_busy_port_leaves_the_application_running_and_says_so_once() -> None:
+    """A taken METRICS_PORT costs the page, one line, and nothing else."""
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        with launched("events.py", METRICS_PORT=str(port), OTEL_METRICS_EXPORTER="console", OTEL_TRACES_EXPORTER="none") as app:
+            app.wait_ready()
+            assert app.finish() == 0
+            log, out = app.log, "".join(app.out)
+
+    assert log.count("cannot be bound") == 1
+    assert f"127.0.0.1:{port}" in log
+    assert "METRICS_PORT=0" in log
+    assert "done\n" in out
+    assert "jeeves_llm_calls_total" in out
+
+
+def test_unreachable_endpoint_leaves_the_application_running_and_says_so_once_per_signal() -> None:
+    """However often an export fails, one line per signal says so, and the failures are counted on the page."""
+    port = free_port()
+    settings = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{free_port()}",
+        "OTEL_METRIC_EXPORT_INTERVAL": "200",
+        "OTEL_TRACES_SAMPLER": "always_on",
+        "METRICS_PORT": str(port),
+    }
+    with launched("events.py", **settings) as app:
+        app.wait_ready()
+        site = ("jeeves_otel_internal_errors_total", (("site", "export.metrics"),))
+        poll_until(lambda: scrape(port).get(site, 0) >= 2, "two failed exports")
+        assert app.finish() == 0
+        log = app.log
+
+    assert log.count("metrics do not reach") == 1
+    assert log.count("traces do not reach") == 1
+    assert "Traceback" not in log
+    assert len(app.lines) == 3
+
+
+def test_recovered_endpoint_gets_everything_that_was_counted_meanwhile(http_receiver: Receiver) -> None:
+    """Counters are totals: what was recorded while nobody listened arrives with the next export."""
+    with launched("events.py", OTEL_EXPORTER_OTLP_ENDPOINT=http_receiver.endpoint, OTEL_METRIC_EXPORT_INTERVAL="100", METRICS_PORT="0") as app:
+        app.wait_ready()
+        poll_until(lambda: len(http_receiver.requests) >= 2, "two exports")
+        app.finish()
+    key = ("jeeves_llm_calls_total", (*LLM, ("status", "success")))
+
+    assert http_receiver.points()[key] == 3
+
+
+def test_typos_and_bad_values_are_named_with_the_way_out_and_defaults_hold() -> None:
+    """Each bad setting gives one line with the nearest valid name or value; the application runs on defaults."""
+    settings = {
+        "JEEVES_OTEL_PROFIELS": "jeeves",
+        "JEEVES_OTEL_NAMES": "vews",
+        "METRICS_PORT": "http",
+        "OTEL_METRIC_EXPORT_INTERVAL": "15s",
+        "OTEL_TRACES_SAMPLER": "alway_on",
+        "OTEL_METRICS_EXPORTER": "prometeus",
+        "OTEL_TRACES_EXPORTER": "none",
+    }
+    with launched("events.py", **settings) as app:
+        app.wait_ready()
+        assert app.finish() == 0
+        log = app.log
+
+    assert "did you mean `JEEVES_OTEL_PROFILES`?" in log
+    assert "did you mean `views`?" in log
+    assert "`http` is not a port" in log
+    assert "`15s` is not a time in milliseconds" in log
+    assert "did you mean `always_on`?" in log
+    assert "there is no metrics exporter `prometeus`" in log
+    assert len(app.lines) == 7
+
+
+def test_secrets_are_printed_nowhere() -> None:
+    """Headers and user information of an endpoint stay out of every line that is written."""
+    settings = {
+        "OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer canary-token",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://canary-user:canary-password@127.0.0.1:{free_port()}",
+        "OTEL_TRACES_SAMPLER": "always_on",
+        "METRICS_PORT": "0",
+        "JEEVES_OTEL_LOG_LEVEL": "debug",
+    }
+    with launched("events.py", **settings) as app:
+        app.wait_ready()
+        assert app.finish() == 0
+        log = app.log
+
+    assert "canary" not in log
+    assert "http://***@127.0.0.1" in log
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"OTEL_SDK_DISABLED": "true"}, "jeeves-otel is off: OTEL_SDK_DISABLED is true"),
+        ({"OTEL_METRICS_EXPORTER": "none", "OTEL_TRACES_EXPORTER": "none"}, "nothing is exported"),
+    ],
+)
+def test_telemetry_can_be_turned_off(settings: dict[str, str], expected: str) -> None:
+    """Off means that the application runs and nothing is served."""
+    port = free_port()
+    with launched("events.py", METRICS_PORT=str(port), **settings) as app:
+        app.wait_ready()
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", port)) != 0
+        assert app.finish() == 0
+
+    assert expected in app.log
+
+
+def test_prometheus_exporter_keeps_its_standard_host_and_port_and_serves_promised_names() -> None:
+    """OTEL_METRICS_EXPORTER=prometheus means the standard variables, with the contract."""
+    port = free_port()
+    settings = {"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_PROMETHEUS_PORT": str(port)}
+    with launched("events.py", **settings) as app:
+        app.wait_ready()
+        samples = scrape(port)
+
+    assert counts_by(samples, "jeeves_llm_calls_total", "status") == {"success": 3}
+    assert not any(name.startswith("gen_ai") for name, _ in samples)
+
+
+def test_propagators_none_does_not_break_requests() -> None:
+    """A service with OTEL_PROPAGATORS=none answers its requests."""
+    port = free_port()
+    settings = {"PORT": str(port), "METRICS_PORT": "0", "OTEL_PROPAGATORS": "none"}
+    with llm_server() as base_url, launched("gateway.py", OPENAI_BASE_URL=base_url, **settings) as app:
+        app.wait_for_page(f"http://127.0.0.1:{port}/openapi.json")
+        answer = get(f"http://127.0.0.1:{port}/plain/7")
+
+    assert answer == "7"
+
+
+def test_profile_of_ones_own_works_by_path(tmp_path: Path) -> None:
+    """A YAML file named in JEEVES_OTEL_PROFILES gives its own metrics, beside the packaged ones."""
+    profile = tmp_path / "mine.yaml"
+    profile.write_text(
+        """
+profile: mine
+metrics:
+  my_llm_seconds:
+    type: histogram
+    unit: s
+    help: Latency of LLM calls.
+    source: {instrument: gen_ai.client.operation.duration, take: histogram}
+    labels: {vendor: {from: gen_ai.provider.name, absent: none}}
+    buckets: [0.2, 0.3]
+"""
+    )
+    port = free_port()
+    with launched("events.py", METRICS_PORT=str(port), JEEVES_OTEL_PROFILES=f"jeeves,{profile}") as app:
+        app.wait_ready()
+        samples = scrape(port)
+
+    assert samples["my_llm_seconds_bucket", (("le", "0.3"), ("vendor", "openai"))] == 3
+    assert samples["my_llm_seconds_bucket", (("le", "0.2"), ("vendor", "openai"))] == 0
+    assert samples["jeeves_llm_duration_seconds_bucket", (("le", "0.5"), *LLM)] == 3
+
+
+def test_broken_profile_is_reported_whole_and_the_default_is_used(tmp_path: Path) -> None:
+    """A profile with findings costs nothing but itself: all of them are printed, and the contract stands."""
+    profile = tmp_path / "mine.yaml"
+    profile.write_text("profile: mine\nmetrics:\n  a: {type: conter}\n  b: {}\n")
+    port = free_port()
+    with launched("events.py", METRICS_PORT=str(port), JEEVES_OTEL_PROFILES=str(profile)) as app:
+        app.wait_ready()
+        samples = scrape(port)
+        log = app.log
+
+    assert "did you mean `counter`?" in log
+    assert "mine.yaml:4" in log
+    assert counts_by(samples, "jeeves_llm_calls_total", "status") == {"success": 3}
+
+
+def test_declared_label_sets_exist_with_zero_before_anything_happens() -> None:
+    """A dashboard has its series from the first scrape."""
+    port = free_port()
+    settings = {"JEEVES_OTEL_DECLARE": "agent=critic|writer; provider=anthropic,model=claude; provider=llamaserver"}
+    with launched("events.py", METRICS_PORT=str(port), **settings) as app:
+        app.wait_ready()
+        samples = scrape(port)
+
+    zeros: dict[Any, float] = {
+        ("jeeves_agent_executions_total", (("agent", "critic"), ("status", "error"))): 0,
+        ("jeeves_agent_executions_total", (("agent", "writer"), ("status", "success"))): 0,
+        ("jeeves_llm_calls_total", (("model", "claude"), ("provider", "anthropic"), ("status", "error"))): 0,
+        ("jeeves_llm_tokens_total", (("model", "claude"), ("provider", "anthropic"), ("type", "prompt"))): 0,
+        ("jeeves_llm_provider_calls_total", (("model", "unknown"), ("provider", "llamaserver"), ("status", "error"))): 0,
+    }
+    assert {key: samples.get(key) for key in zeros} == zeros
+
+
+def test_full_disk_behind_stderr_does_not_reach_the_application() -> None:
+    """Where nothing can be logged any more, the application still runs to its end."""
+    with (
+        Path("/dev/full").open("w") as full,
+        launched("events.py", stderr=full, METRICS_PORT="http", OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{free_port()}") as app,
+    ):
+        app.wait_ready()
+        code = app.finish()
+
+    assert "done\n" in app.out
+    assert code == 0
+
+
+def test_process_and_runtime_metrics_have_the_names_that_panels_use() -> None:
+    """The names of Prometheus's own Python client, from the conventions' instruments."""
+    port = free_port()
+    with launched("events.py", METRICS_PORT=str(port)) as app:
+        app.wait_ready()
+        samples = scrape(port)
+
+    assert samples["process_resident_memory_bytes", ()] > 10_000_000
+    assert 0 < samples["process_cpu_seconds_total", ()] < 60
+    assert ("python_gc_collections_total", (("generation", "2"),)) in samples

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""cli: exit codes and what is printed where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from jeeves_otel import generators
+from jeeves_otel.checks import examine_all
+from jeeves_otel.cli import main
+from jeeves_otel.registry import profile_names
+from jeeves_otel.settings import VARIABLES
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_check_of_a_bad_file_exits_1_with_every_finding(tmp_path: Path) -> None:
+    """The exit code says that something is wrong, stderr says what, all of it."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("profile: mine\nmetrics:\n  a: {type: conter}\n  b: {}\n")
+    result = CliRunner().invoke(main, ["check", str(path)])
+
+    assert result.exit_code == 1
+    assert "mine.yaml:3" in result.stderr
+    assert "mine.yaml:4" in result.stderr
+    assert result.stdout == ""
+
+
+def test_check_without_a_file_judges_what_is_shipped_and_what_is_committed() -> None:
+    """A checkout whose generated pages are fresh passes."""
+    result = CliRunner().invoke(main, ["check"])
+
+    assert result.exit_code == 0, result.stderr
+    assert "no violation" in result.stdout
+
+
+def test_advice_alone_does_not_fail_a_check(tmp_path: Path) -> None:
+    """A label that scrapes will rename is worth a word, not a failure."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "profile: mine\nmetrics:\n  a_total:\n    type: counter\n    help: A.\n"
+        "    source: {instrument: jeeves.errors, take: value}\n"
+        "    labels: {component: {from: jeeves.layer, absent: none}}\n"
+    )
+    result = CliRunner().invoke(main, ["check", str(path)])
+
+    assert result.exit_code == 0
+    assert "advice: " in result.stderr
+    assert "exported_component" in result.stderr
+
+
+def test_generated_pages_are_fresh() -> None:
+    """What is committed is, byte for byte, what the registry renders."""
+    registry, _ = examine_all(profile_names())
+    files = generators.render(registry, [(each.name, each.default, each.meaning) for each in VARIABLES])
+
+    assert generators.stale(files, ROOT) == {}
+
+
+def test_stale_page_is_shown_as_a_diff(tmp_path: Path) -> None:
+    """A page that was edited by hand, or forgotten, is named with the difference."""
+    (tmp_path / "a.md").write_text("old\n")
+    diffs = generators.stale({"a.md": "new\n", "b.md": "b\n"}, tmp_path)
+
+    assert sorted(diffs) == ["a.md", "b.md"]
+    assert "-old\n+new\n" in diffs["a.md"]
+
+
+def test_every_metric_and_setting_is_in_the_reference() -> None:
+    """Nothing promised is undocumented."""
+    registry, _ = examine_all(profile_names())
+    metrics = (ROOT / "docs/reference/metrics.md").read_text()
+    settings = (ROOT / "docs/reference/settings.md").read_text()
+
+    assert [name for name in registry.metrics if f"### `{name}`" not in metrics] == []
+    assert [each.name for each in VARIABLES if f"`{each.name}`" not in settings] == []
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["check", "--help"], ["render", "-h"], ["settings", "-h"], ["demo", "-h"]])
+def test_help_is_there_for_every_command(arguments: list[str]) -> None:
+    """A stranger can ask."""
+    result = CliRunner().invoke(main, arguments)
+
+    assert result.exit_code in ({0, 2} if not arguments else {0})
+    assert "Usage:" in result.output
+
+
+def test_settings_exits_1_on_a_malformed_value_and_masks_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table shows what is in force, and a mistake is a failure."""
+    monkeypatch.setenv("METRICS_PORT", "x")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=canary")
+    result = CliRunner().invoke(main, ["settings"])
+
+    assert result.exit_code == 1
+    assert "METRICS_PORT=9090" in result.output
+    assert "canary" not in result.output

@@ -8,6 +8,7 @@ out and why. Made from public constructors, because the SDK's own start-up path 
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from time import time_ns
@@ -46,6 +47,10 @@ if TYPE_CHECKING:
     from jeeves_otel.settings import Settings
 
 
+# Every Python child of a launched application is launched too. It finds here who has the port, and does not complain.
+_PAGE_OF_PARENT = "_JEEVES_OTEL_PAGE"
+
+
 @dataclass(slots=True)
 class Telemetry:
     """Everything that was built, and in ``problems`` what was left out and why.
@@ -65,7 +70,9 @@ class Telemetry:
 
     def summary(self) -> str:
         """Return the line at start: what is exported where."""
-        service = self.resource.attributes.get("service.name", "")
+        service = str(self.resource.attributes.get("service.name", ""))
+        if service.startswith("unknown_service"):
+            service = "a service without a name (set OTEL_SERVICE_NAME)"
         return f"jeeves-otel {package_version()} for {service}: " + "; ".join(self.outputs or ["nothing is exported"])
 
     def shutdown(self) -> None:
@@ -219,14 +226,19 @@ def _serve(telemetry: Telemetry) -> None:
     if "prometheus" in settings.metrics_exporters:
         places.append(("OTEL_EXPORTER_PROMETHEUS_PORT", settings.prometheus_host, settings.prometheus_port))
     for variable, host, port in places:
+        place = f"{host}:{port}"
         try:
             telemetry.server = MetricsServer(collector, host, port)
         except OSError as error:
+            if os.environ.get(_PAGE_OF_PARENT) == place:
+                telemetry.outputs.insert(0, f"no page of its own: the process that started this one serves {place}")
+                continue
             telemetry.problems.append(
-                f"no /metrics server: {host}:{port} cannot be bound ({error.strerror or error}); choose another port "
+                f"no /metrics server: {place} cannot be bound ({error.strerror or error}); choose another port "
                 f"with {variable}, or turn it off with {variable}=0. The application runs on."
             )
         else:
+            os.environ[_PAGE_OF_PARENT] = place
             telemetry.outputs.insert(0, f"metrics → http://{host}:{telemetry.server.port}/metrics")
 
 

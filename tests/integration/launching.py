@@ -34,7 +34,11 @@ def free_port() -> int:
 
 def environment(**settings: str) -> dict[str, str]:
     """Return an environment without any telemetry variable but *settings*."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "JEEVES_", "METRICS_"))}
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("OTEL_", "JEEVES_", "_JEEVES_", "METRICS_"))
+    }
     quick = {"OTEL_EXPORTER_OTLP_TIMEOUT": "1", "OTEL_SERVICE_NAME": "test-service"}
     return {**kept, **quick, **settings}
 

@@ -125,7 +125,9 @@ def test_busy_port_leaves_the_application_running_and_says_so_once() -> None:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
         port = busy.getsockname()[1]
-        with launched("events.py", METRICS_PORT=str(port), OTEL_METRICS_EXPORTER="console", OTEL_TRACES_EXPORTER="none") as app:
+        with launched(
+            "events.py", METRICS_PORT=str(port), OTEL_METRICS_EXPORTER="console", OTEL_TRACES_EXPORTER="none"
+        ) as app:
             app.wait_ready()
             assert app.finish() == 0
             log, out = app.log, "".join(app.out)
@@ -161,7 +163,12 @@ def test_unreachable_endpoint_leaves_the_application_running_and_says_so_once_pe
 
 def test_recovered_endpoint_gets_everything_that_was_counted_meanwhile(http_receiver: Receiver) -> None:
     """Counters are totals: what was recorded while nobody listened arrives with the next export."""
-    with launched("events.py", OTEL_EXPORTER_OTLP_ENDPOINT=http_receiver.endpoint, OTEL_METRIC_EXPORT_INTERVAL="100", METRICS_PORT="0") as app:
+    with launched(
+        "events.py",
+        OTEL_EXPORTER_OTLP_ENDPOINT=http_receiver.endpoint,
+        OTEL_METRIC_EXPORT_INTERVAL="100",
+        METRICS_PORT="0",
+    ) as app:
         app.wait_ready()
         poll_until(lambda: len(http_receiver.requests) >= 2, "two exports")
         app.finish()
@@ -235,7 +242,11 @@ def test_telemetry_can_be_turned_off(settings: dict[str, str], expected: str) ->
 def test_prometheus_exporter_keeps_its_standard_host_and_port_and_serves_promised_names() -> None:
     """OTEL_METRICS_EXPORTER=prometheus means the standard variables, with the contract."""
     port = free_port()
-    settings = {"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_PROMETHEUS_PORT": str(port)}
+    settings = {
+        "OTEL_METRICS_EXPORTER": "prometheus",
+        "OTEL_TRACES_EXPORTER": "none",
+        "OTEL_EXPORTER_PROMETHEUS_PORT": str(port),
+    }
     with launched("events.py", **settings) as app:
         app.wait_ready()
         samples = scrape(port)
@@ -309,7 +320,10 @@ def test_declared_label_sets_exist_with_zero_before_anything_happens() -> None:
         ("jeeves_agent_executions_total", (("agent", "writer"), ("status", "success"))): 0,
         ("jeeves_llm_calls_total", (("model", "claude"), ("provider", "anthropic"), ("status", "error"))): 0,
         ("jeeves_llm_tokens_total", (("model", "claude"), ("provider", "anthropic"), ("type", "prompt"))): 0,
-        ("jeeves_llm_provider_calls_total", (("model", "unknown"), ("provider", "llamaserver"), ("status", "error"))): 0,
+        (
+            "jeeves_llm_provider_calls_total",
+            (("model", "unknown"), ("provider", "llamaserver"), ("status", "error")),
+        ): 0,
     }
     assert {key: samples.get(key) for key in zeros} == zeros
 
@@ -318,7 +332,9 @@ def test_full_disk_behind_stderr_does_not_reach_the_application() -> None:
     """Where nothing can be logged any more, the application still runs to its end."""
     with (
         Path("/dev/full").open("w") as full,
-        launched("events.py", stderr=full, METRICS_PORT="http", OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{free_port()}") as app,
+        launched(
+            "events.py", stderr=full, METRICS_PORT="http", OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{free_port()}"
+        ) as app,
     ):
         app.wait_ready()
         code = app.finish()
@@ -337,3 +353,24 @@ def test_process_and_runtime_metrics_have_the_names_that_panels_use() -> None:
     assert samples["process_resident_memory_bytes", ()] > 10_000_000
     assert 0 < samples["process_cpu_seconds_total", ()] < 60
     assert ("python_gc_collections_total", (("generation", "2"),)) in samples
+
+
+def test_python_child_of_the_application_does_not_complain_about_the_port(tmp_path: Path) -> None:
+    """A child process is launched too; the page is its parent's, and it says so instead of warning."""
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import subprocess, sys\n"
+        "code = subprocess.run([sys.executable, '-c', 'print(1)']).returncode\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.read()\n"
+        "sys.exit(code)\n"
+    )
+    port = free_port()
+    with launched(
+        str(script), METRICS_PORT=str(port), OTEL_METRICS_EXPORTER="console", OTEL_TRACES_EXPORTER="none"
+    ) as app:
+        app.wait_ready()
+        assert app.finish() == 0
+
+    assert "cannot be bound" not in app.log
+    assert f"the process that started this one serves 127.0.0.1:{port}" in app.log

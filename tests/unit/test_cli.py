@@ -79,7 +79,9 @@ def test_every_metric_and_setting_is_in_the_reference() -> None:
     assert [each.name for each in VARIABLES if f"`{each.name}`" not in settings] == []
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["check", "--help"], ["render", "-h"], ["settings", "-h"], ["demo", "-h"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["--help"], ["check", "--help"], ["render", "-h"], ["settings", "-h"], ["demo", "-h"]]
+)
 def test_help_is_there_for_every_command(arguments: list[str]) -> None:
     """A stranger can ask."""
     result = CliRunner().invoke(main, arguments)

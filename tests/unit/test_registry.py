@@ -73,7 +73,13 @@ def test_good_profile_has_no_finding(tmp_path: Path) -> None:
         ("operation.duration", "operation.duratoin", "unknown-instrument", 8, "did you mean"),
         ("take: count", "take: value", "take", 8, "take count or sum or histogram"),
         ("take: count", "take: histogram", "take", 8, "take count or sum or value"),
-        ("from: gen_ai.request.model", "from: gen_ai.request.modle", "unknown-attribute", 9, "did you mean `gen_ai.request.model`?"),
+        (
+            "from: gen_ai.request.model",
+            "from: gen_ai.request.modle",
+            "unknown-attribute",
+            9,
+            "did you mean `gen_ai.request.model`?",
+        ),
         (", absent: unknown", "", "absent-missing", 9, "add `absent: VALUE`"),
         ("{model: {", "{le: {", "label-name", 9, "choose another name"),
         ("{model: {", "{__model: {", "label-name", 9, "no __ first"),
@@ -81,13 +87,25 @@ def test_good_profile_has_no_finding(tmp_path: Path) -> None:
         ("absent: unknown", "absent: unknown, zero: true", "zero-values", 9, "list `values`"),
         ("absent: unknown", "absent: a, values: [a], map: {x: b}", "label-values", 9, "add it to `values`"),
         ("absent: unknown", "absent: unknown, zero: maybe", "not-a-boolean", 9, "true or false"),
-        ("{from: gen_ai.request.model, absent: unknown}", "modle", "unknown-label-definition", 9, "known here: nothing"),
+        (
+            "{from: gen_ai.request.model, absent: unknown}",
+            "modle",
+            "unknown-label-definition",
+            9,
+            "known here: nothing",
+        ),
         ("absent: unknown", "absent: unknown, map: providers", "unknown-value-map", 9, "known here: nothing"),
         ("    help: Calls.\n", "    help: Calls.\n    help: Again.\n", "duplicate-key", 8, "keep one of them"),
         ("    help: Calls.\n", "    help: Calls.\n    buckets: [1, 2]\n", "buckets-unused", 4, "drop `buckets`"),
         ("profile: mine", "profile: [mine", "yaml-syntax", 3, "mend the syntax"),
         ("metrics:", "include: [jeevs]\nmetrics:", "unknown-profile", 3, "did you mean `jeeves`?"),
-        ("metrics:\n  my_calls_total:", "include: [jeeves]\nmetrics:\n  jeeves_llm_calls_total:", "duplicate-metric", 72, "one profile owns a name"),
+        (
+            "metrics:\n  my_calls_total:",
+            "include: [jeeves]\nmetrics:\n  jeeves_llm_calls_total:",
+            "duplicate-metric",
+            72,
+            "one profile owns a name",
+        ),
     ],
 )
 def test_each_mistake_is_found_with_place_and_way_out(
@@ -105,7 +123,11 @@ def test_each_mistake_is_found_with_place_and_way_out(
 
 def test_histogram_with_unordered_buckets_is_found(tmp_path: Path) -> None:
     """Buckets out of order are named with the pair that is wrong."""
-    text = GOOD.replace("my_calls_total", "my_seconds").replace("type: counter", "type: histogram").replace("'{call}'", "s")
+    text = (
+        GOOD.replace("my_calls_total", "my_seconds")
+        .replace("type: counter", "type: histogram")
+        .replace("'{call}'", "s")
+    )
     text = text.replace("take: count", "take: histogram").replace("help: Calls.", "help: Calls.\n    buckets: [1, 0.5]")
 
     assert any("0.5 comes after 1" in finding for finding in findings_of(tmp_path, text))
@@ -120,7 +142,11 @@ def test_counter_from_an_instrument_that_can_fall_is_found(tmp_path: Path) -> No
 
 def test_all_findings_of_a_file_come_at_once(tmp_path: Path) -> None:
     """Mistakes of shape and of content are reported together, in the order of the file."""
-    text = GOOD.replace("type: counter", "type: conter").replace("help: Calls.", "hepl: x").replace(", absent: unknown", "")
+    text = (
+        GOOD.replace("type: counter", "type: conter")
+        .replace("help: Calls.", "hepl: x")
+        .replace(", absent: unknown", "")
+    )
     findings = findings_of(tmp_path, text)
     lines = [int(finding.split("mine.yaml:")[1].split(" ")[0]) for finding in findings]
 

@@ -17,7 +17,11 @@ def test_empty_environment_gives_the_documented_defaults() -> None:
     assert settings.metric_export_interval_s == 15
     assert settings.otlp_protocol == "http/protobuf"
     assert (settings.sampler, settings.sampler_arg) == ("parentbased_traceidratio", None)
-    assert (settings.traces_exporters, settings.metrics_exporters, settings.logs_exporters) == (("otlp",), ("otlp",), ())
+    assert (settings.traces_exporters, settings.metrics_exporters, settings.logs_exporters) == (
+        ("otlp",),
+        ("otlp",),
+        (),
+    )
     assert settings.names == "views"
 
 

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run the demo: model server, OTLP receiver and service, then traffic, then the report.
+
+In: `Options`. Out: an exit code, and a report on the terminal. The service is started as a user would start it, with
+the launcher and environment variables, and everything started is ended again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import tempfile
+import time
+import urllib.request
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from jeeves_otel.demo import report
+from jeeves_otel.demo.processes import ChildError, free_ports, require_free, running, terminated_as_interrupted
+from jeeves_otel.demo.receiver import Receiver
+from jeeves_otel.demo.samples import parse, series_of
+from jeeves_otel.demo.traffic import Outcome, Step, scripts, send
+from jeeves_otel.registry import load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jeeves_otel.demo.processes import Child
+    from jeeves_otel.demo.receiver import Series
+    from jeeves_otel.registry import Registry
+
+PLAIN_WIDTH = 100  # columns, where there is no terminal to ask
+DELIVERY_S = 15.0  # the longest that an export may be under way
+INTERRUPTED = 130  # what shells expect after Ctrl-C
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user asked for; see `run`."""
+
+    requests: int
+    seed: int
+    keep: bool
+    port: int
+    metrics_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What is running."""
+
+    service: Child
+    receiver: Receiver
+    url: str
+    metrics_url: str
+    model_url: str
+
+
+def run(requests: int, seed: int, keep: bool, port: int, metrics_port: int) -> int:  # noqa: FBT001 - the arguments of the command
+    """Start the service and what it needs, send requests, print what its telemetry says, and stop everything.
+
+    Args:
+        requests: How many requests are sent; count, >= 1.
+        seed: Decides the requests and every answer, delay and failure of the language model.
+        keep: Whether everything runs on until Ctrl-C.
+        port: TCP port of the service; 0 chooses a free one.
+        metrics_port: TCP port of its /metrics server; 0 chooses a free one.
+
+    Returns:
+        Exit code: 0 if every count agrees, 1 if one differs or a process fails, 130 after Ctrl-C before the end.
+    """
+    options = Options(requests, seed, keep, port, metrics_port)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=PLAIN_WIDTH)
+    try:
+        with terminated_as_interrupted(), ExitStack() as stack:
+            return _play(console, options, _set_up(console, options, stack))
+    except ChildError as error:
+        console.print(str(error), markup=False, style="red")
+        return 1
+    except KeyboardInterrupt:
+        console.print("\nEverything is stopped.")
+        return INTERRUPTED
+
+
+# ---- the stage -------------------------------------------------------------------------------------------------------
+
+
+def _set_up(console: Console, options: Options, stack: ExitStack) -> Stage:
+    """Start everything, and let *stack* end it, the service first."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jeeves-demo-")))
+    require_free(options.port, "--port")
+    require_free(options.metrics_port, "--metrics-port")
+    port, metrics_port, model_port = free_ports(3)
+    port, metrics_port = options.port or port, options.metrics_port or metrics_port
+    url, model_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{model_port}"
+    receiver = stack.enter_context(Receiver())
+    model_command = [sys.executable, "-m", "jeeves_otel.demo.llm_server", "--port", str(model_port)]
+    environment = _clean_environment()
+    model = stack.enter_context(
+        running(
+            "The model server",
+            model_command,
+            {**environment, "JEEVES_DEMO_SEED": str(options.seed)},
+            folder / "model.log",
+        )
+    )
+    settings = {
+        "OTEL_SERVICE_NAME": "jeeves-demo",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
+        "OTEL_TRACES_SAMPLER": "always_on",
+        "OTEL_METRIC_EXPORT_INTERVAL": "1000",
+        "OTEL_BSP_SCHEDULE_DELAY": "500",
+        # The service records its statements and its pool itself (store.py): with both, each would count twice.
+        "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "sqlalchemy",
+        "METRICS_PORT": str(metrics_port),
+        "OPENAI_BASE_URL": f"{model_url}/v1",
+        "OPENAI_API_KEY": "none-needed",
+        "DATABASE_URL": f"sqlite:///{folder / 'demo.db'}",
+    }
+    server = ["-m", "uvicorn", "jeeves_otel.demo.service:app", "--port", str(port), "--log-level", "warning"]
+    _announce(console, settings, " ".join(["opentelemetry-instrument", "python", *server]))
+    launcher = str(Path(sys.executable).with_name("opentelemetry-instrument"))
+    command = [launcher, sys.executable, *server]
+    service = stack.enter_context(running("The service", command, {**environment, **settings}, folder / "service.log"))
+    model.wait_until_answering(f"{model_url}/calls")
+    service.wait_until_answering(f"{url}/metrics")
+    return Stage(service, receiver, url, f"http://127.0.0.1:{metrics_port}/metrics", model_url)
+
+
+def _clean_environment() -> dict[str, str]:
+    """Return the environment without settings of telemetry, so that the demo is the same everywhere."""
+    ours = ("OTEL_", "JEEVES_OTEL_", "METRICS_", "OPENAI_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+
+def _announce(console: Console, settings: dict[str, str], command: str) -> None:
+    console.rule("The service, as you would start it", align="left")
+    for name, value in settings.items():
+        console.print(f"  {name}={value}", markup=False, soft_wrap=True)
+    console.print(f"  {command}\n", markup=False, soft_wrap=True)
+    console.print("All spans are sampled here (always_on), to show one trace whole; the default is one in ten.\n")
+
+
+# ---- the play --------------------------------------------------------------------------------------------------------
+
+
+def _play(console: Console, options: Options, stage: Stage) -> int:
+    registry = load()
+    began = time.monotonic()
+    outcome = _send(console, stage, scripts(options.seed, options.requests))
+    stage.service.check()
+    seconds = time.monotonic() - began
+    page = parse(_read(stage.metrics_url))
+    expected = report.comparable(registry, page)
+    delivered = _wait_for_delivery(stage.receiver, registry, expected)
+    _report_traffic(console, outcome, seconds)
+    console.rule("Every promised metric, from /metrics", align="left")
+    report.print_metrics(console, registry, page)
+    agreed = _report_trace(console, stage.receiver)
+    agreed = _report_counts(console, stage, outcome, page) and agreed
+    agreed = report.print_differences(console, expected, delivered) and agreed
+    _report_next(console, options, stage)
+    if options.keep:
+        _wait_for_interrupt(console, stage)
+    return 0 if agreed and not outcome.broken else 1
+
+
+def _wait_for_interrupt(console: Console, stage: Stage) -> None:
+    """Return when the user presses Ctrl-C."""
+    try:
+        while True:
+            stage.service.check()
+            time.sleep(1)
+    except KeyboardInterrupt:
+        console.print("\nStopping everything.")
+
+
+def _send(console: Console, stage: Stage, users: list[list[Step]]) -> Outcome:
+    total = sum(len(steps) for steps in users)
+    if not console.is_terminal:
+        console.print(f"Sending {total} requests of {len(users)} users…")
+        return asyncio.run(send(stage.url, users, lambda: None))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(f"Requests of {len(users)} users", total=total)
+        advance: Callable[[], None] = lambda: progress.advance(task)  # noqa: E731 - a callback of one line
+        return asyncio.run(send(stage.url, users, advance))
+
+
+def _wait_for_delivery(receiver: Receiver, registry: Registry, expected: dict[Series, float]) -> dict[Series, float]:
+    """Return what OTLP has delivered, as soon as it is what was *expected*, or when the time for it is over."""
+    deadline = time.monotonic() + DELIVERY_S
+    while True:
+        delivered = report.comparable(registry, receiver.samples())
+        traced = bool(report.telling(receiver.traces()))
+        if (delivered == expected and traced) or time.monotonic() > deadline:
+            return delivered
+        time.sleep(0.1)
+
+
+def _read(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as response:  # noqa: S310 - loopback
+        body: bytes = response.read()
+    return body.decode()
+
+
+# ---- the report ------------------------------------------------------------------------------------------------------
+
+
+def _report_traffic(console: Console, outcome: Outcome, seconds: float) -> None:
+    statuses = "  ".join(f"{status}: {count}" for status, count in sorted(outcome.statuses.items()))
+    console.print(
+        f"{outcome.sent} requests in {seconds:.1f} s, {outcome.sent / seconds:.0f} per second. Answers by status:"
+    )
+    console.print(f"  {statuses}")
+    for request in outcome.broken[:5]:
+        console.print(f"  no answer: {request}", style="red", markup=False)
+    console.print()
+
+
+def _report_trace(console: Console, receiver: Receiver) -> bool:
+    traces = receiver.traces()
+    console.print()
+    console.rule(f"One trace of {len(traces)}, as it arrived over OTLP", align="left")
+    spans = report.telling(traces)
+    if not spans:
+        console.print("No whole trace has arrived.", style="red")
+        return False
+    console.print(f"  trace {spans[0].trace}, {len(spans)} spans")
+    report.print_trace(console, spans)
+    return True
+
+
+def _report_counts(console: Console, stage: Stage, outcome: Outcome, page: dict[Series, float]) -> bool:
+    console.print()
+    console.rule("Do the counts agree?", align="left")
+    served = sum(series_of(page, "jeeves_http_requests_total").values())
+    same = report.print_comparison(console, "requests sent", outcome.sent, "jeeves_http_requests_total", served)
+    calls = float(_read(f"{stage.model_url}/calls").partition(":")[2].strip("} \n"))
+    left = sum(series_of(page, "jeeves_llm_provider_calls_total").values())
+    same = (
+        report.print_comparison(console, "calls at the model server", calls, "jeeves_llm_provider_calls_total", left)
+        and same
+    )
+    failures = sum(series_of(page, "jeeves_otel_internal_errors_total").values())
+    return report.print_comparison(console, "failures inside the telemetry", failures, "allowed", 0) and same
+
+
+def _report_next(console: Console, options: Options, stage: Stage) -> None:
+    console.print()
+    console.rule("Where to look next", align="left")
+    if options.keep:
+        console.print(f"  {stage.metrics_url} and {stage.url}/metrics  the page of a scraper", soft_wrap=True)
+        console.print(f"  {stage.url}/docs  the service", soft_wrap=True)
+        console.print("  Everything runs until Ctrl-C.")
+    else:
+        console.print("  make demo ARGS=--keep            let it run on, with /metrics to look at")
+    console.print("  jeeves_otel/demo/service.py      the service: how code is instrumented")
+    console.print("  jeeves_otel/data/profiles/       what is promised, and what it is made from")
+    console.print("  README.md, docs/                 your own service")

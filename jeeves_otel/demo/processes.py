@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Start processes, wait until they answer, and end them whatever happens.
+
+In: a command and its environment. Out: a `Child`, or `ChildError` with the end of its log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+START_S = 60.0
+STOP_S = 10.0
+TAIL_LINES = 30
+
+
+class ChildError(Exception):
+    """A process did not start, or ended by itself; the message carries the end of its log."""
+
+
+class Child:
+    """One process with its log in a file. Not for several threads.
+
+    Args:
+        name: What messages call it.
+        command: Program and arguments.
+        environment: All of its environment.
+        log: Where its output goes.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        self.name = name
+        self._log = log
+        with log.open("wb") as output:
+            # A session of its own: Ctrl-C in the terminal reaches the driver alone, which ends its children in order.
+            self._process = subprocess.Popen(  # noqa: S603 - our own commands
+                list(command),
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait_until_answering(self, url: str) -> None:
+        """Return as soon as *url* answers with success.
+
+        Raises:
+            ChildError: The process ended, or has not answered within a minute.
+        """
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            self.check()
+            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2):  # noqa: S310 - loopback
+                return
+            time.sleep(0.05)
+        raise ChildError(f"{self.name} does not answer at {url} after {START_S:g} s.\n{self.tail()}")
+
+    def check(self) -> None:
+        """Raise `ChildError` if the process has ended."""
+        status = self._process.poll()
+        if status is not None:
+            raise ChildError(f"{self.name} has ended with status {status}.\n{self.tail()}")
+
+    def tail(self) -> str:
+        """Return the last lines of its log."""
+        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL_LINES:]
+        return "\n".join(["The end of its log:", *(f"  {line}" for line in lines)]) if lines else "Its log is empty."
+
+    def stop(self) -> None:
+        """Ask the process to end, and kill it if it has not ended within ten seconds."""
+        if self._process.poll() is not None:
+            return
+        # As Ctrl-C would: the server closes its connections, and the interpreter flushes telemetry on its way out.
+        self._process.send_signal(signal.SIGINT)
+        try:
+            self._process.wait(STOP_S)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):  # a second Ctrl-C means: now
+            self._process.kill()
+            self._process.wait()
+
+
+@contextlib.contextmanager
+def running(name: str, command: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[Child]:
+    """Run a process for the length of a ``with`` block."""
+    child = Child(name, command, environment, log)
+    try:
+        yield child
+    finally:
+        child.stop()
+
+
+@contextlib.contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM raise KeyboardInterrupt in a ``with`` block, so that it ends children as Ctrl-C does."""
+
+    def interrupt(_: int, __: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread: whoever called from another one handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def require_free(port: int, option: str) -> None:
+    """Raise `ChildError` if *port*, given with *option*, is taken; somebody else's answers would look like ours."""
+    with socket.socket() as probe:
+        # As servers do: a port whose last connections are still winding down is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ChildError(
+                f"Port {port} cannot be used ({error.strerror}): choose another one with {option}."
+            ) from error
+
+
+def free_ports(count: int) -> list[int]:
+    """Return *count* different TCP ports of the loopback interface that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Receive OTLP over HTTP in this process, in place of a Collector.
+
+In: export requests, protobuf, gzip or not. Out: the newest value of every series, and all spans by trace.
+"""
+
+from __future__ import annotations
+
+import gzip
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Lock, Thread
+from typing import TYPE_CHECKING, Any, Self
+
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # comes without types
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from opentelemetry.proto.common.v1.common_pb2 import KeyValue
+
+Series = tuple[str, frozenset[tuple[str, str]]]  # name of the sample, labels
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One finished span; times in nanoseconds, ``parent`` empty at a root."""
+
+    trace: str
+    id: str
+    parent: str
+    name: str
+    scope: str
+    start_ns: int
+    end_ns: int
+    failed: bool
+    attributes: dict[str, Any]
+
+    @property
+    def duration_s(self) -> float:
+        """How long it took; seconds."""
+        return (self.end_ns - self.start_ns) / 1e9
+
+
+class Receiver:
+    """An OTLP endpoint on a free port of the loopback interface. Safe from several threads; a context manager."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._samples: dict[Series, float] = {}
+        self._traces: dict[str, list[Span]] = {}
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"receiver": self}))
+        self._server.daemon_threads = True
+        self._thread = Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="otlp", daemon=True
+        )
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    @property
+    def endpoint(self) -> str:
+        """What ``OTEL_EXPORTER_OTLP_ENDPOINT`` has to be."""
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def samples(self) -> dict[Series, float]:
+        """Return ``{(sample name, labels): newest value}`` of sums and gauges, and of histograms their ``_count``."""
+        with self._lock:
+            return dict(self._samples)
+
+    def traces(self) -> list[list[Span]]:
+        """Return the spans received so far, by trace."""
+        with self._lock:
+            return [list(spans) for spans in self._traces.values()]
+
+    def accept(self, path: str, body: bytes) -> bool:
+        """Take in one request; False if nothing is served at *path*.
+
+        Raises:
+            DecodeError: The body is not what belongs to the path.
+        """
+        if path == "/v1/metrics":
+            samples = dict(_samples(ExportMetricsServiceRequest.FromString(body)))
+            with self._lock:
+                self._samples |= samples
+        elif path == "/v1/traces":
+            spans = list(_spans(ExportTraceServiceRequest.FromString(body)))
+            with self._lock:
+                for span in spans:
+                    self._traces.setdefault(span.trace, []).append(span)
+        return path in {"/v1/metrics", "/v1/traces"}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    receiver: Receiver
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        if self.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        try:
+            status = 200 if self.receiver.accept(self.path, body) else 404
+        except DecodeError:
+            status = 400
+        # An empty body is an empty protobuf message, which says that everything was accepted.
+        self.send_response(status)
+        self.send_header("Content-Type", "application/x-protobuf")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name that http.server gives it
+        """Stay silent: the report is what the user wants to read."""
+
+
+def _samples(request: ExportMetricsServiceRequest) -> Iterable[tuple[Series, float]]:
+    for resource in request.resource_metrics:
+        for scope in resource.scope_metrics:
+            for metric in scope.metrics:
+                if metric.HasField("histogram"):
+                    for point in metric.histogram.data_points:
+                        yield (f"{metric.name}_count", _labels(point.attributes)), float(point.count)
+                else:
+                    for number in (metric.sum if metric.HasField("sum") else metric.gauge).data_points:
+                        value = number.as_int if number.HasField("as_int") else number.as_double
+                        yield (metric.name, _labels(number.attributes)), float(value)
+
+
+def _spans(request: ExportTraceServiceRequest) -> Iterable[Span]:
+    for resource in request.resource_spans:
+        for scope in resource.scope_spans:
+            for span in scope.spans:
+                yield Span(
+                    trace=span.trace_id.hex(),
+                    id=span.span_id.hex(),
+                    parent=span.parent_span_id.hex(),
+                    name=span.name,
+                    scope=scope.scope.name,
+                    start_ns=span.start_time_unix_nano,
+                    end_ns=span.end_time_unix_nano,
+                    failed=span.status.code == span.status.STATUS_CODE_ERROR,
+                    attributes=_attributes(span.attributes),
+                )
+
+
+def _attributes(pairs: Iterable[KeyValue]) -> dict[str, Any]:
+    return {pair.key: getattr(pair.value, pair.value.WhichOneof("value") or "string_value") for pair in pairs}
+
+
+def _labels(pairs: Iterable[KeyValue]) -> frozenset[tuple[str, str]]:
+    return frozenset((key, str(value)) for key, value in _attributes(pairs).items())

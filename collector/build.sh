@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Build the Collector of builder.yaml from Go modules into the user's cache, unless it is there already.
+# Needs Go 1.24 or newer and a Go module proxy; takes a few minutes the first time. Prints the path of the binary.
+#
+# builder/go.sum and builder/otelcol.sum hold the checksums of every module, so that each build gets the same bytes.
+# After a change of builder.yaml run `collector/build.sh --new-sums` and read the difference: it asks the checksum
+# database again, except for the Collector's own modules, which not every mirror of that database has.
+set -euo pipefail
+
+version=0.144.0
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+cache="${XDG_CACHE_HOME:-$HOME/.cache}/jeeves-otel/collector-$version"
+binary="$cache/otelcol"
+
+# The manifest is kept beside the binary: another list of components is another Collector.
+if [[ "${1:-}" != --new-sums && -x "$binary" ]] && cmp --silent "$here/builder.yaml" "$cache/builder.yaml"; then
+    echo "$binary"
+    exit 0
+fi
+if ! command -v go >/dev/null; then
+    echo "build.sh: Go is not installed; get Go 1.24 or newer, or use the image otel/opentelemetry-collector-contrib:$version" >&2
+    exit 1
+fi
+
+mkdir -p "$cache"
+cd "$cache"
+rm -rf build builder.yaml # a build that broke off begins again
+mkdir build
+# Built outside the build folder, whose go.mod is the Collector's own.
+go build -C "$here/builder" -o "$cache/ocb" go.opentelemetry.io/collector/cmd/builder
+if [[ "${1:-}" == --new-sums ]]; then
+    export GONOSUMDB='go.opentelemetry.io/*,github.com/open-telemetry/*'
+else
+    cp "$here/builder/otelcol.sum" build/go.sum
+fi
+echo "building the Collector $version into $cache (a few minutes)" >&2
+# nice: a build must not take the machine. -s -w: without symbol tables the binary has half the size.
+nice "$cache/ocb" --config "$here/builder.yaml" --ldflags "-s -w" >&2
+[[ "${1:-}" == --new-sums ]] && cp build/go.sum "$here/builder/otelcol.sum"
+mv build/otelcol "$binary"
+cp "$here/builder.yaml" builder.yaml
+rm -rf build ocb
+echo "$binary"

@@ -160,7 +160,7 @@ def _openmetrics_family(family: _Family) -> Iterator[str]:
 def _histogram_lines(name: str, labels: str, point: Any) -> Iterator[tuple[str, Exemplar | None]]:
     """Yield the lines of one histogram series, each with the newest exemplar that falls into its bucket."""
     exemplars = _by_bucket(point.exemplars, point.explicit_bounds)
-    prefix = f"{name}_bucket{{{labels}{',' if labels else ''}le=\""
+    prefix = f'{name}_bucket{{{labels}{"," if labels else ""}le="'
     cumulative = 0
     for index, count in enumerate(point.bucket_counts):
         cumulative += count

@@ -43,7 +43,8 @@ def label_function(label: Label, registry: Registry) -> Callable[[Attributes], s
     """Return the function that computes *label* from attributes."""
     read = _reader(label.templates, registry)
     absent = label.absent if label.absent is not None else ""
-    fold = {"upper": str.upper, "lower": str.lower, "": str}[label.fold]
+    folds: dict[str, Callable[[str], str]] = {"upper": str.upper, "lower": str.lower, "": str}
+    fold = folds[label.fold]
     value_map, present, unmapped, closed = label.value_map, label.present, label.unmapped, frozenset(label.values)
 
     def compute(attributes: Attributes) -> str:

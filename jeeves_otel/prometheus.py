@@ -85,7 +85,10 @@ def wants_openmetrics(accept: str) -> bool:
                 qualities[media.lower()] = max(qualities[media.lower()], float(quality))
             except ValueError:
                 continue
-    return qualities["application/openmetrics-text"] > 0 and qualities["application/openmetrics-text"] >= qualities["text/plain"]
+    return (
+        qualities["application/openmetrics-text"] > 0
+        and qualities["application/openmetrics-text"] >= qualities["text/plain"]
+    )
 
 
 # ---- a route of the application --------------------------------------------------------------------------------------

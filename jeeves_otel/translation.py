@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
+from opentelemetry.sdk.metrics import Exemplar
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
     Gauge,
@@ -24,7 +25,6 @@ from opentelemetry.sdk.metrics.export import (
     ScopeMetrics,
     Sum,
 )
-from opentelemetry.sdk.metrics import Exemplar
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from jeeves_otel.failsafe import swallow
@@ -162,7 +162,7 @@ class Translator:
             return []
         names = view.metric.label_names
         unmarked = [names[i] for i in view.open_positions]
-        combinations = [()] if not unmarked else []
+        combinations: list[LabelValues] = [()] if not unmarked else []
         for labels in declared:
             # A declared provider without a model exists under the default model, but never invents a pipeline.
             values = [labels.get(name, view.metric.labels[names.index(name)].absent) for name in unmarked]
@@ -182,7 +182,11 @@ class Translator:
             rest = [metric for metric in scope.metrics if self._stays(metric, self._feed(metric, present, families))]
             if rest:
                 untouched.append(ScopeMetrics(scope.scope, rest, scope.schema_url))
-        promised = [metric for family, start in zip(families, self._from_start, strict=True) for metric in self._finish(family, start)]
+        promised = [
+            metric
+            for family, start in zip(families, self._from_start, strict=True)
+            for metric in self._finish(family, start)
+        ]
         scopes = [ScopeMetrics(SCOPE, promised, "")] if promised else []
         return ResourceMetrics(resource.resource, scopes + untouched, resource.schema_url)
 
@@ -256,10 +260,23 @@ def _adder(family: _Family, feed: _Feed, metric: OtelMetric) -> Callable[[LabelV
             raise Inexact(f"{name}: {metric.name} is not a histogram and has no count")
         return _number_adder(points, lambda point: point.count, "sum", lambda _: 1)
     if is_histogram:
-        return _number_adder(points, lambda point: point.sum / divisor if divisor != 1 else point.sum, "sum", lambda value: value / divisor)
-    if family.view.metric.type == "gauge" and getattr(metric.data, "aggregation_temporality", None) is AggregationTemporality.DELTA:
+        return _number_adder(
+            points,
+            lambda point: point.sum / divisor if divisor != 1 else point.sum,
+            "sum",
+            lambda value: value / divisor,
+        )
+    if (
+        family.view.metric.type == "gauge"
+        and getattr(metric.data, "aggregation_temporality", None) is AggregationTemporality.DELTA
+    ):
         raise Inexact(f"{name}: {metric.name} has delta temporality, the present value is not in it")
-    return _number_adder(points, lambda point: point.value / divisor if divisor != 1 else point.value, family.view.metric.merge, lambda value: value)
+    return _number_adder(
+        points,
+        lambda point: point.value / divisor if divisor != 1 else point.value,
+        family.view.metric.merge,
+        lambda value: value,
+    )
 
 
 def _divisor(source_unit: str, target_unit: str) -> int:
@@ -308,7 +325,14 @@ def _distribution_adder(
         held = points.get(labels)
         if held is None:
             held = points[labels] = _Distribution(
-                [0] * (len(buckets) + 1), 0, 0, float("inf"), float("-inf"), point.start_time_unix_nano, point.time_unix_nano, []
+                [0] * (len(buckets) + 1),
+                0,
+                0,
+                float("inf"),
+                float("-inf"),
+                point.start_time_unix_nano,
+                point.time_unix_nano,
+                [],
             )
         for target, count in zip(fold, point.bucket_counts, strict=True):
             held.counts[target] += count
@@ -377,10 +401,14 @@ def _build(family: _Family) -> OtelMetric:
     temporality = family.temporality or AggregationTemporality.CUMULATIVE
     data: Sum | Gauge | Histogram
     if metric.type == "histogram":
-        data = Histogram([_distribution_point(names, labels, point, metric.buckets) for labels, point in ordered], temporality)
+        data = Histogram(
+            [_distribution_point(names, labels, point, metric.buckets) for labels, point in ordered], temporality
+        )
     else:
         numbers = [
-            NumberDataPoint(dict(zip(names, labels, strict=True)), point.start, point.time, point.value, point.exemplars)
+            NumberDataPoint(
+                dict(zip(names, labels, strict=True)), point.start, point.time, point.value, point.exemplars
+            )
             for labels, point in ordered
         ]
         data = Gauge(numbers) if metric.type == "gauge" else Sum(numbers, temporality, is_monotonic=True)

@@ -8,6 +8,8 @@ one count per swallowed failure, which ``providers`` exposes as ``jeeves_otel_in
 from __future__ import annotations
 
 import logging
+import os
+from threading import RLock
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ _log = logging.getLogger("jeeves_otel")
 _counts: dict[str, int] = {}
 _failing: set[str] = set()
 _strict = False
+# Reentrant: a signal handler of the application may record, and fail, while this thread holds it.
+_lock = RLock()
 
 
 class failsafe:  # noqa: N801 - reads as the statement it is: ``with failsafe("site"):``
@@ -58,9 +62,10 @@ def swallow(site: str, error: Exception, hint: str = "") -> None:
     Raises:
         Exception: *error* itself, in strict mode only.
     """
-    first = site not in _failing
-    _failing.add(site)
-    _counts[site] = _counts.get(site, 0) + 1
+    with _lock:
+        first = site not in _failing
+        _failing.add(site)
+        _counts[site] = _counts.get(site, 0) + 1
     if _strict:
         raise error
     if first:
@@ -89,13 +94,15 @@ def note_recovery(site: str) -> None:
 
 def counts() -> dict[str, int]:
     """Return ``{site: swallowed failures}`` since the process started (or since `reset`)."""
-    return dict(_counts)
+    with _lock:
+        return dict(_counts)
 
 
 def reset() -> None:
     """Forget all counts, so that every site logs again. For tests and for a child after a fork."""
-    _counts.clear()
-    _failing.clear()
+    with _lock:
+        _counts.clear()
+        _failing.clear()
 
 
 def set_strict(strict: Literal[True, False]) -> None:
@@ -107,3 +114,13 @@ def set_strict(strict: Literal[True, False]) -> None:
 def _describe(error: Exception) -> str:
     # The text of an exception may hold user data, and its __str__ may fail: the type is enough to act on.
     return type(error).__name__
+
+
+def _unlock_child() -> None:
+    # Another thread of the parent may have held the lock when it forked; nobody would ever release it here.
+    global _lock  # noqa: PLW0603 - the lock guards what this module holds
+    _lock = RLock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_unlock_child)

@@ -8,17 +8,20 @@ are the API's no-ops.
 from __future__ import annotations
 
 from functools import cache
+from math import isfinite
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from opentelemetry import metrics as api
 
+from jeeves_otel.failsafe import failsafe
 from jeeves_otel.registry import Registry, load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
 _MOST_LEVELS = 1_000
+_MOST_INT = 2**53  # what a float holds exactly; Prometheus knows no other numbers
 
 
 @cache
@@ -27,30 +30,56 @@ def recorded() -> Registry:
     return load(())
 
 
+def finite(value: object) -> float:
+    """Return *value* as a number that every exporter can send.
+
+    Raises:
+        TypeError: *value* is not a number.
+        ValueError: *value* is not finite.
+    """
+    if type(value) is int and -_MOST_INT <= value <= _MOST_INT:
+        return value
+    if not isinstance(value, SupportsFloat):  # not text, which float() would read
+        raise TypeError("a measurement is a number")
+    number = float(value)  # whole numbers that OTLP has no room for, too
+    if not isfinite(number):
+        raise ValueError("a measurement is a finite number")
+    return number
+
+
 class Levels:
     """The present values of one observed instrument, by attributes; read at each collection.
 
     Safe from several threads. Holds at most 1,000 attribute sets; what comes after raises and is counted.
+
+    Args:
+        site: Against which a function that fails is counted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, site: str) -> None:
+        self._guard = failsafe(site)
         self._values: dict[tuple[tuple[str, str], ...], float | Callable[[], float]] = {}
 
-    def set(self, value: float | Callable[[], float], **attributes: str) -> None:
+    def set(self, value: float | Callable[[], float], attributes: Mapping[str, str]) -> None:
         """Set the value for *attributes*: a number, or a function that is asked at each collection.
 
         Raises:
-            ValueError: 1,000 attribute sets are held already.
+            ValueError: *value* is not finite, or 1,000 attribute sets are held already.
+            TypeError: *value* is neither a number nor a function.
         """
-        key = tuple((name.replace("__", "."), text) for name, text in attributes.items())
+        key = tuple(attributes.items())
         if key not in self._values and len(self._values) >= _MOST_LEVELS:
             raise ValueError(f"more than {_MOST_LEVELS} attribute sets")
-        self._values[key] = value
+        self._values[key] = value if callable(value) else finite(value)
 
     def observe(self, _: api.CallbackOptions) -> Iterable[api.Observation]:
-        """Yield one observation per attribute set."""
+        """Yield one observation per attribute set; a function that fails takes only its own along."""
         for key, value in list(self._values.items()):
-            yield api.Observation(value() if callable(value) else value, dict(key))
+            present = None
+            with self._guard:
+                present = finite(value()) if callable(value) else value
+            if present is not None:
+                yield api.Observation(present, dict(key))
 
 
 class Instruments:
@@ -67,19 +96,23 @@ class Instruments:
 
     def histogram(self, name: str) -> api.Histogram:
         """Return the histogram *name*."""
-        return self._get(name, self._make_histogram)
+        made: api.Histogram = self._get(name, self._make_histogram)
+        return made
 
     def counter(self, name: str) -> api.Counter:
         """Return the counter *name*."""
-        return self._get(name, lambda name, unit, brief: self._meter.create_counter(name, unit, brief))
+        made: api.Counter = self._get(name, self._meter.create_counter)
+        return made
 
     def updowncounter(self, name: str) -> api.UpDownCounter:
         """Return the up-down counter *name*."""
-        return self._get(name, lambda name, unit, brief: self._meter.create_up_down_counter(name, unit, brief))
+        made: api.UpDownCounter = self._get(name, self._meter.create_up_down_counter)
+        return made
 
     def levels(self, name: str) -> Levels:
         """Return the observed values behind the gauge or observed up-down counter *name*."""
-        return self._get(name, self._make_levels)
+        made: Levels = self._get(name, self._make_levels)
+        return made
 
     def _get(self, name: str, make: Callable[[str, str, str], Any]) -> Any:
         made = self._made.get(name)
@@ -96,7 +129,7 @@ class Instruments:
         return self._meter.create_histogram(name, unit, brief, explicit_bucket_boundaries_advisory=bounds)
 
     def _make_levels(self, name: str, unit: str, brief: str) -> Levels:
-        levels = Levels()
+        levels = Levels(f"callback.{name}")
         gauge = recorded().instruments[name].kind == "gauge"
         create = self._meter.create_observable_gauge if gauge else self._meter.create_observable_up_down_counter
         create(name, [levels.observe], unit, brief)

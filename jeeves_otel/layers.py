@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Say which operation of the recording API a measurement was made in.
 
-``recording`` puts an `OpenOperation` into the context; the meter provider looks it up when a client instrumentation
+``operations`` puts an `OpenOperation` into the context; the meter provider looks it up when a client instrumentation
 records, so that one call which both have measured is counted once per layer (docs/architecture.md, "Two layers").
 """
 
@@ -19,32 +19,66 @@ ENGINE = "engine"  # what the calling agent sees
 PROVIDER = "provider"  # what left for the provider
 INNER = "inner"  # an llm_call between the two: neither layer, so that nesting does not multiply
 
-_KEYS = {operation: otel_context.create_key(f"jeeves-{operation}") for operation in ("pipeline", "agent", "llm_call", "tool")}
+_KEYS = {
+    operation: otel_context.create_key(f"jeeves-{operation}")
+    for operation in ("operation", "pipeline", "agent", "llm_call", "tool", "interrupt", "orchestration", "session")
+}
 
 
 class OpenOperation:
-    """An operation that is running: what client instrumentations have measured of it so far.
+    """An operation in a context: what client instrumentations have measured of it so far.
 
-    ``handle`` is what the recording API gave to the application; ``reported`` holds the instruments that a client has recorded inside, ``settled`` those that the operation itself has
-    recorded at its end. Sets under the GIL: several threads may report.
+    It stays in the contexts that were copied while it ran (streams, background tasks), so it knows when it ended.
+    Safe from several threads.
+
+    Args:
+        operation: Which one, ``llm_call``…
+        name: What the attribute of a client's point must say to be a point of this very operation.
+        handle: What the recording API gave to the application; None once that is over.
+
+    Attributes:
+        outer: The operation of the same kind around it that was running when it began.
+        request_id: Of a pipeline: the id that everything inside it notes on its span.
+        reported: Instruments (or the operation's name) that a client has recorded inside.
+        settled: Instruments that the operation itself has recorded at its end, for both layers.
+        ended_at: When it ended, on the clock of ``perf_counter``; None while it runs.
     """
 
-    __slots__ = ("handle", "name", "outer", "reported", "settled")
+    __slots__ = ("ended_at", "handle", "name", "operation", "outer", "reported", "request_id", "settled")
 
-    def __init__(self, name: str, outer: OpenOperation | None, handle: object = None) -> None:
+    def __init__(self, operation: str, name: str | None, handle: object = None) -> None:
+        self.operation = operation
         self.name = name
-        self.outer = outer
         self.handle = handle
+        self.outer: OpenOperation | None = None
+        self.request_id: str | None = None
         self.reported: set[str] = set()
         self.settled: set[str] = set()
+        self.ended_at: float | None = None
+
+    def is_open_in(self, current: Context) -> bool:
+        """Return whether *current* was made by this operation or anything inside it."""
+        found = opened(self.operation, current)
+        while found is not None and found is not self:
+            found = found.outer
+        return found is not None
 
 
 def opened(operation: str, current: Context | None = None) -> OpenOperation | None:
-    """Return the innermost open *operation* in *current* (or the current context), or None."""
-    found = otel_context.get_value(_KEYS[operation], current)
+    """Return the innermost *operation* in *current* (or the current context), which may have ended, or None."""
+    context = otel_context.get_current() if current is None else current
+    found = context.get(_KEYS[operation])
     return found if isinstance(found, OpenOperation) else None
 
 
-def with_opened(operation: str, entry: OpenOperation, current: Context | None = None) -> Context:
-    """Return *current* (or the current context) with *entry* as the innermost open *operation*."""
-    return otel_context.set_value(_KEYS[operation], entry, current)
+def running(operation: str, current: Context | None = None) -> OpenOperation | None:
+    """Return the innermost *operation* in *current* (or the current context) that has not ended, or None."""
+    found = opened(operation, current)
+    while found is not None and found.ended_at is not None:
+        found = found.outer
+    return found
+
+
+def with_opened(entry: OpenOperation, current: Context | None = None) -> Context:
+    """Return *current* (or the current context) with *entry* as the innermost operation of its kind."""
+    return otel_context.set_value(_KEYS[entry.operation], entry, current)

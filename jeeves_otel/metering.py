@@ -8,17 +8,22 @@ record path can replace the SDK's.
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Mapping
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import metrics as api
 
 from jeeves_otel.failsafe import swallow
-from jeeves_otel.layers import LAYER, PROVIDER, opened
+from jeeves_otel.instruments import finite
+from jeeves_otel.labels import text_of
+from jeeves_otel.layers import LAYER, PROVIDER, OpenOperation, opened
 from jeeves_otel.views import needed_attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from opentelemetry.context import Context
     from opentelemetry.sdk.metrics import MeterProvider as SdkMeterProvider
@@ -28,12 +33,15 @@ if TYPE_CHECKING:
     from jeeves_otel.cardinality import Bound, Bounds
     from jeeves_otel.registry import Registry
 
-    Prepare = Callable[[Any, "Context | None"], Any]
+    # (attributes, context, amount) → attributes to record
+    Prepare = Callable[[Any, "Context | None", float], Any]
 
 _ABSENT = object()
 _DROP = object()
 _INF = float("inf")
 _LOWEST = -sys.float_info.max
+_OPERATION_NAME = "gen_ai.operation.name"
+_INFERENCE = frozenset({"chat", "text_completion", "generate_content"})
 _NAME_OF_OPERATION = {"agent": "gen_ai.agent.name", "tool": "gen_ai.tool.name"}
 
 
@@ -51,6 +59,7 @@ class MeterProvider(api.MeterProvider):
     def __init__(self, inner: SdkMeterProvider, registry: Registry, bounds: Bounds) -> None:
         self._inner = inner
         self._preparers = _preparers(registry, bounds)
+        _ATTRIBUTE_LOG.addFilter(_COUNT_COMPLAINTS)
 
     def get_meter(
         self, name: str, version: str | None = None, schema_url: str | None = None, attributes: Attributes = None
@@ -75,11 +84,29 @@ class MeterProvider(api.MeterProvider):
         self._inner.shutdown(timeout_millis)
 
 
+class _CountComplaints(logging.Filter):
+    """Count what the SDK would write one line about each time: an attribute of a type that it cannot send.
+
+    It replaces the value by its text, or by nothing; the measurement or span is kept either way.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING or not record.msg.startswith(("Invalid", "invalid")):
+            return True
+        # The line names a key or a type of the application; neither is formatted, because that may fail in turn.
+        swallow("attributes", TypeError(), "a span or a measurement lost an attribute that is no text and no number")
+        return False
+
+
+_ATTRIBUTE_LOG = logging.getLogger("opentelemetry.attributes")
+_COUNT_COMPLAINTS = _CountComplaints()
+
+
 # ---- what happens to the attributes of one measurement ---------------------------------------------------------------
 
 
 def _preparers(registry: Registry, bounds: Bounds) -> dict[str, Prepare]:
-    """Return ``{instrument name: function of (attributes, context) that returns the attributes to record}``.
+    """Return ``{instrument name: function of (attributes, context, amount) that returns the attributes to record}``.
 
     The function returns ``_DROP`` for a measurement that its operation has recorded already.
     """
@@ -91,7 +118,7 @@ def _preparers(registry: Registry, bounds: Bounds) -> dict[str, Prepare]:
         bounded = _bounder(bounds.of(sorted(keys)))
         for form in (form for generation in instrument.generations for form in generation):
             if instrument.operation == "llm_call":
-                preparers[form.name] = _layered(bounded, instrument.name)
+                preparers[form.name] = _layered(bounded, instrument.name, timed=instrument.unit == "s")
             elif instrument.operation and form.name != instrument.name:
                 preparers[form.name] = _reporting(bounded, instrument.operation)
             else:
@@ -102,11 +129,16 @@ def _preparers(registry: Registry, bounds: Bounds) -> dict[str, Prepare]:
 def _bounder(bounds: tuple[tuple[str, Bound], ...]) -> Prepare:
     admitted = [(key, bound.admitted, bound) for key, bound in bounds]
 
-    def prepare(attributes: Any, context: Context | None) -> Any:  # noqa: ARG001 - one shape for all preparers
+    def prepare(attributes: Any, context: Context | None, amount: float) -> Any:  # noqa: ARG001 - one shape for all
         if attributes:
             for key, known, bound in admitted:
                 value = attributes.get(key, _ABSENT)
-                if value is not _ABSENT and value not in known and value is not None:
+                if value is _ABSENT or value is None:
+                    continue
+                if isinstance(value, list | dict | tuple):
+                    value = text_of(value)  # cannot be looked up; its label would be this text anyway
+                    attributes = {**attributes, key: value}
+                if value not in known:
                     kept = bound.admit(value)
                     if kept is not value:
                         attributes = {**attributes, key: kept}
@@ -115,13 +147,17 @@ def _bounder(bounds: tuple[tuple[str, Bound], ...]) -> Prepare:
     return prepare
 
 
-def _layered(bounded: Prepare, instrument: str) -> Prepare:
+def _layered(bounded: Prepare, instrument: str, *, timed: bool) -> Prepare:
     """Mark a point that a client records inside an ``llm_call`` as the provider's."""
 
-    def prepare(attributes: Any, context: Context | None) -> Any:
-        attributes = bounded(attributes, context)
+    def prepare(attributes: Any, context: Context | None, amount: float) -> Any:
+        attributes = bounded(attributes, context, amount)
         call = opened("llm_call", context)
         if call is None or (attributes and LAYER in attributes):
+            return attributes
+        if timed:
+            call = _measured_call(call, amount)
+        if call is None or not _is_of(call, attributes):
             return attributes
         if instrument in call.settled:
             return _DROP  # a stream outlived its llm_call, which has answered for both layers
@@ -131,20 +167,39 @@ def _layered(bounded: Prepare, instrument: str) -> Prepare:
     return prepare
 
 
+def _measured_call(call: OpenOperation, duration_s: float) -> OpenOperation | None:
+    """Return the innermost call that was running when what took *duration_s* seconds began, *call* or one around it.
+
+    A background task keeps the context in which it was started; what it begins after the call is none of the call.
+    """
+    found: OpenOperation | None = call
+    if call.ended_at is not None:
+        began = perf_counter() - duration_s
+        while found is not None and found.ended_at is not None and found.ended_at <= began:
+            found = found.outer
+    return found
+
+
+def _is_of(call: OpenOperation, attributes: Any) -> bool:
+    """Return whether a client's point measures what *call* measures, and not the embeddings that it needed on its way."""
+    operation = attributes.get(_OPERATION_NAME) if attributes else None
+    return operation is None or operation == call.name or (operation in _INFERENCE and call.name in _INFERENCE)
+
+
 def _reporting(bounded: Prepare, operation: str) -> Prepare:
     """Note that a client has measured the open operation of the same name, so that it is not counted again."""
     name_key = _NAME_OF_OPERATION[operation]
 
-    def prepare(attributes: Any, context: Context | None) -> Any:
+    def prepare(attributes: Any, context: Context | None, amount: float) -> Any:
         entry = opened(operation, context)
         if entry is not None and attributes and attributes.get(name_key) == entry.name:
             entry.reported.add(operation)
-        return bounded(attributes, context)
+        return bounded(attributes, context, amount)
 
     return prepare
 
 
-def _unchanged(attributes: Any, context: Context | None) -> Any:  # noqa: ARG001 - as above
+def _unchanged(attributes: Any, context: Context | None, amount: float) -> Any:  # noqa: ARG001 - as above
     return attributes
 
 
@@ -181,7 +236,7 @@ class _Meter(api.Meter):
         )
         return _Histogram(inner, name, self._preparer(name))
 
-    def create_gauge(self, name: str, unit: str = "", description: str = "") -> api._Gauge:  # type: ignore[override]  # the API's own signature is untyped
+    def create_gauge(self, name: str, unit: str = "", description: str = "") -> api._Gauge:
         return _Gauge(self._sdk.create_gauge(name, unit, description), name, self._preparer(name))
 
     def create_observable_counter(
@@ -218,16 +273,25 @@ def _guarded_callback(name: str, callback: api.CallbackT, prepare: Prepare) -> a
     def guarded(options: api.CallbackOptions) -> Iterable[api.Observation]:
         try:
             for observation in observe(options):
-                attributes = prepare(observation.attributes, observation.context)
-                if attributes is _DROP:
-                    continue
-                yield api.Observation(observation.value, attributes, observation.context)
+                checked = _checked(observation, prepare, site)
+                if checked is not None:
+                    yield checked
         except StopIteration:  # an exhausted generator has nothing more to say
             return
         except Exception as error:  # noqa: BLE001 - the application's callback must not end the collection
             swallow(site, error)
 
     return guarded
+
+
+def _checked(observation: api.Observation, prepare: Prepare, site: str) -> api.Observation | None:
+    try:
+        value = finite(observation.value)
+        attributes = prepare(observation.attributes, observation.context, value)
+        return None if attributes is _DROP else api.Observation(value, attributes, observation.context)
+    except Exception as error:  # noqa: BLE001 - one bad observation must not take the others along
+        swallow(site, error)
+        return None
 
 
 class _Wrapped:
@@ -241,17 +305,32 @@ class _Wrapped:
         self._prepare = prepare or _unchanged
 
     def _measure(
-        self, measure: Callable[..., None], lowest: float, amount: float, attributes: Attributes, context: Context | None
+        self,
+        measure: Callable[..., None],
+        lowest: float,
+        amount: float,
+        attributes: Attributes,
+        context: Context | None,
     ) -> None:
         try:
+            if type(amount) is not float:
+                amount = finite(amount)
             # Checked here because the SDK writes one log line for each, however many there are.
             if not lowest <= amount < _INF:
-                raise ValueError("a measurement is a finite number, and a counter's or histogram's is not negative")
-            prepared = self._prepare(attributes, context)
+                raise ValueError("a measurement is finite, and a counter's or histogram's not negative")  # noqa: TRY301 - swallowed and counted below, like what the SDK raises
+            if type(attributes) is not dict:
+                attributes = self._mapping(attributes)
+            prepared = self._prepare(attributes, context, amount)
             if prepared is not _DROP:
                 measure(amount, prepared, context)
         except Exception as error:  # noqa: BLE001 - a measurement never breaks the code that makes it
             swallow(self._site, error)
+
+    def _mapping(self, attributes: Any) -> Attributes:
+        if attributes is None or isinstance(attributes, Mapping):
+            return attributes
+        swallow(self._site, TypeError(), "it was taken without its attributes, which are no mapping")
+        return None
 
 
 class _Counter(_Wrapped, api.Counter):
@@ -269,6 +348,6 @@ class _Histogram(_Wrapped, api.Histogram):
         self._measure(self._inner.record, 0, amount, attributes, context)
 
 
-class _Gauge(_Wrapped, api._Gauge):
+class _Gauge(_Wrapped, api._Gauge):  # noqa: SLF001 - the API exports its gauge under no other name
     def set(self, amount: float, attributes: Attributes = None, context: Context | None = None) -> None:
         self._measure(self._inner.set, _LOWEST, amount, attributes, context)

@@ -10,22 +10,26 @@ from __future__ import annotations
 
 import functools
 import inspect
+from enum import Enum
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
+from uuid import UUID
 
-from opentelemetry import context as otel_context
-from opentelemetry import trace
+from opentelemetry import context as otel_context, trace
 
-from jeeves_otel.failsafe import failsafe
+from jeeves_otel.failsafe import failsafe, swallow
+from jeeves_otel.layers import OpenOperation, opened, running, with_opened
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncGenerator, Callable, Generator
     from types import TracebackType
 
     from opentelemetry.context import Context
 
 Outcome = Literal["ok", "error", "cancelled", "interrupted"]
 Function = TypeVar("Function", bound="Callable[..., Any]")
+
+OTHER_ERROR = "_OTHER"  # what the conventions say for an error whose class is not known
 
 
 def outcome_of(error: BaseException | None) -> Outcome:
@@ -42,12 +46,12 @@ def outcome_of(error: BaseException | None) -> Outcome:
     return "error"
 
 
-def error_type(error: BaseException) -> str:
+def error_type(error: BaseException | type[BaseException]) -> str:
     """Return the class of *error* as the attribute ``error.type`` wants it: qualified, builtins without module.
 
     Source: semantic conventions 1.44, registry attribute ``error.type``.
     """
-    kind = type(error)
+    kind = error if isinstance(error, type) else type(error)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
@@ -55,109 +59,179 @@ class Handle:
     """One running operation. Subclasses say what its span is called and what is recorded at its end.
 
     Its methods never raise; a second finish does nothing. Not meant for several threads at once.
+
+    Args:
+        name: What a client's point must say to be a point of this operation; see `layers.OpenOperation`.
     """
 
     site = "operation"
+    cancellation_fails = True  # a timeout around a provider that hangs arrives as a cancellation
 
-    def __init__(self) -> None:
-        self._finished = False
-        self._started = perf_counter()
+    # One guard per step, made once per class: a step that fails takes no other along.
+    _start_guard = failsafe("operation.start")
+    _context_guard = failsafe("operation.context")
+    _record_guard = failsafe("operation.record")
+    _span_guard = failsafe("operation.span")
+    _end_guard = failsafe("operation.end")
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for step in ("start", "context", "record", "span", "end"):
+            setattr(cls, f"_{step}_guard", failsafe(f"{cls.site}.{step}"))
+
+    def __init__(self, name: str | None = None) -> None:
+        self.name = name
         self.span: trace.Span = trace.INVALID_SPAN
-        self._previous: Context | None = None
-        self._context: Context | None = None
         # What is recorded belongs to the span, but not to the operation itself: see layers.
         self.record_context: Context | None = None
-        self._outcome: Outcome | None = None
-        self._error_type: str | None = None
+        self._entry = OpenOperation(self.site, name, self)
+        self._context: Context | None = None
+        self._previous: Context | None = None
+        self._failed_as: str | None = None
+        self._finished = False
+        self._started = perf_counter()
 
     # ---- what subclasses say -----------------------------------------------------------------------------------------
 
-    def _open(self) -> None:
-        """Start the span and set ``record_context``; may fail."""
-        self.record_context = otel_context.get_current()
+    def _open(self, current: Context) -> None:
+        """Start the span in *current* and set ``record_context``; may fail."""
 
-    def _opened_context(self, current: Context) -> Context:
-        """Return *current* with this operation open in it."""
-        return current
+    def _record(self, outcome: Outcome, duration_s: float, kind: str | None) -> None:
+        """Record the end: outcome, seconds, and the class of the error if it failed; may fail."""
 
-    def _close(self, outcome: Outcome, duration_s: float, kind: str | None) -> None:
-        """Record the end: outcome, seconds, and the error type if there is one; may fail."""
+    def _describe(self, outcome: Outcome, duration_s: float, kind: str | None) -> None:
+        """Set what is known at the end on the span, which is recording; may fail."""
 
     # ---- life --------------------------------------------------------------------------------------------------------
 
+    def open(self) -> Context | None:
+        """Begin, and return the context in which the operation is open; it is not current yet."""
+        with self._start_guard:
+            self._previous = self.record_context = otel_context.get_current()
+            self._open(self._previous)
+        with self._context_guard:
+            self._entry.outer = running(self.site, self.record_context)
+            self._context = with_opened(self._entry, self.record_context)
+        return self._context
+
     def start(self) -> None:
-        """Open the operation and make it current."""
-        with failsafe(f"{self.site}.start"):
-            self._previous = otel_context.get_current()
-            self._open()
-            if self.record_context is not None:
-                self._context = self._opened_context(self.record_context)
-                otel_context.attach(self._context)
+        """Begin and become current."""
+        with self._context_guard:
+            context = self.open()
+            if context is not None:
+                otel_context.attach(context)
 
-    def step_out(self) -> None:
-        """Stop being current; the operation goes on."""
-        # Restored rather than detached: a token fails, and is logged, where another task ends what this one began.
-        if self._context is not None and otel_context.get_current() is self._context and self._previous is not None:
-            otel_context.attach(self._previous)
+    def leave(self, error: BaseException | None) -> None:
+        """Stop being current and finish; *error* is the exception that leaves the block, if any."""
+        with self._context_guard:
+            # Restored rather than detached: a token fails, and is logged, where another task ends what this one began.
+            current = otel_context.get_current()
+            if self._previous is not None and (current is self._context or self._entry.is_open_in(current)):
+                otel_context.attach(self._previous)
+        self.finish(error)
+        self._entry.handle = None  # contexts that outlive the operation need the entry, not what the application held
 
-    def resumed(self) -> _Resumed:
-        """Return a context manager in which the operation is current again."""
-        return _Resumed(self)
-
-    def fail(self, kind: str) -> None:
+    def fail(self, kind: str | BaseException | type[BaseException]) -> None:
         """Let the operation end as an error of class *kind*, although no exception leaves it."""
-        with failsafe(f"{self.site}.fail"):
-            self._outcome, self._error_type = "error", str(kind)
+        self._failed_as = error_kind(kind, f"{self.site}.fail")
 
     def finish(self, error: BaseException | None = None) -> None:
         """End the operation, once; *error* is the exception that left it, if any."""
         if self._finished:
             return
         self._finished = True
-        duration_s = perf_counter() - self._started
-        with failsafe(f"{self.site}.finish"):
-            self.step_out()
-        with failsafe(f"{self.site}.record"):
-            outcome = outcome_of(error) if error is not None else (self._outcome or "ok")
-            kind = error_type(error) if error is not None and outcome != "interrupted" else self._error_type
-            self._mark_span(outcome, kind)
-            self._close(outcome, duration_s, kind)
-        with failsafe(f"{self.site}.end"):
+        now = perf_counter()
+        duration_s = now - self._started
+        outcome, kind = self._ending(error)
+        with self._record_guard:
+            self._record(outcome, duration_s, kind)
+        self._entry.ended_at = now
+        with self._span_guard:
+            if self.span.is_recording():
+                self._mark_span(kind, raised=error is not None)
+                self._describe(outcome, duration_s, kind)
+        with self._end_guard:
             self.span.end()
 
-    def _mark_span(self, outcome: Outcome, kind: str | None) -> None:
-        if not self.span.is_recording():
+    def _ending(self, error: BaseException | None) -> tuple[Outcome, str | None]:
+        """Return the outcome, and the class of the error if the operation failed."""
+        outcome = outcome_of(error)
+        if error is not None and (outcome == "error" or (outcome == "cancelled" and self.cancellation_fails)):
+            return outcome, error_type(error)
+        return ("error", self._failed_as) if self._failed_as is not None else (outcome, None)
+
+    def _mark_span(self, kind: str | None, *, raised: bool) -> None:
+        if kind is None:
+            self.span.set_status(trace.StatusCode.OK)
             return
-        if outcome in {"error", "cancelled"} and kind is not None:
-            self.span.set_attribute("error.type", kind)
+        self.span.set_attribute("error.type", kind)
+        if raised:
             # The text of an exception may quote a prompt, so only its class is recorded.
             self.span.add_event("exception", {"exception.type": kind})
-        if outcome == "error":
-            self.span.set_status(trace.StatusCode.ERROR, kind)
-        elif outcome == "ok":
-            self.span.set_status(trace.StatusCode.OK)
+        self.span.set_status(trace.StatusCode.ERROR, kind)
 
 
-class _Resumed:
-    """Make a handle current for one step of a generator, and restore what was current before."""
+def error_kind(value: object, site: str) -> str:
+    """Return *value*, a text or an exception, as ``error.type``; never the text of an exception."""
+    with failsafe(site):
+        if isinstance(value, BaseException) or (isinstance(value, type) and issubclass(value, BaseException)):
+            return error_type(value)
+    return text_of(value, site) or OTHER_ERROR
 
-    __slots__ = ("_before", "_handle")
 
-    def __init__(self, handle: Handle) -> None:
-        self._handle = handle
-        self._before: Context | None = None
+def text_of(value: object, site: str) -> str | None:
+    """Return *value* as the text of an attribute; None, counted against *site*, for what should not be one.
+
+    Text, numbers, bytes, members of an enumeration and UUIDs have a text that is worth an attribute. Anything else has
+    an address or its content in it, or code of the application behind it.
+    """
+    if type(value) is str or value is None:
+        return value
+    with failsafe(site):
+        return _converted(value)
+    return None
+
+
+def _converted(value: object) -> str:
+    if isinstance(value, Enum):
+        value = value.value if isinstance(value.value, str | int) else value.name
+    if isinstance(value, str):
+        return str.__str__(value)  # the text itself, whatever a subclass shows
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, int | float | UUID):
+        return str(value)
+    raise TypeError("an attribute of an operation is text")
+
+
+class _Inside:
+    """Make a generator's own context current for one step of it, and its consumer's again afterwards.
+
+    What the body opens and leaves open across a ``yield`` is current again in its next step.
+    """
+
+    __slots__ = ("_context", "_outside")
+
+    def __init__(self, context: Context | None) -> None:
+        self._context = context
+        self._outside: Context | None = None
 
     def __enter__(self) -> None:
-        with failsafe("operation.resume"):
-            self._before = otel_context.get_current()
-            if self._handle._context is not None:  # noqa: SLF001 - two halves of one class
-                otel_context.attach(self._handle._context)  # noqa: SLF001
+        with _STEP_GUARD:
+            self._outside = otel_context.get_current()
+            if self._context is not None:
+                otel_context.attach(self._context)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        with failsafe("operation.resume"):
-            if self._before is not None:
-                otel_context.attach(self._before)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with _STEP_GUARD:
+            self._context = otel_context.get_current()
+            if self._outside is not None:
+                otel_context.attach(self._outside)
 
+
+_STEP_GUARD = failsafe("operation.step")
 
 H = TypeVar("H", bound=Handle)
 
@@ -165,34 +239,49 @@ H = TypeVar("H", bound=Handle)
 class Operation(Generic[H]):
     """An operation that has not begun: enter it with ``with`` or ``async with``, or decorate a function with it.
 
-    Each entry and each call of a decorated function begins a fresh one, so one object may be used again and nested.
+    Each entry and each call of a decorated function begins a fresh one, so one object may be used again, nested, and
+    from several threads and tasks at once.
 
     Args:
-        make: Makes the handle of one run.
+        handle: The class of the handle of one run.
+        arguments: What each handle is made with.
     """
 
-    __slots__ = ("_make", "_running")
+    __slots__ = ("_arguments", "_entered", "_handle")
 
-    def __init__(self, make: Callable[[], H]) -> None:
-        self._make = make
-        self._running: list[H] = []
+    def __init__(self, handle: type[H], *arguments: Any) -> None:
+        self._handle = handle
+        self._arguments = arguments
+        self._entered: dict[H, None] = {}  # in the order of entry
 
     def __enter__(self) -> H:
-        handle = self._make()
+        handle = self._handle(*self._arguments)
         handle.start()
-        self._running.append(handle)
+        self._entered[handle] = None
         return handle
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._leave().finish(error)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        handle = self._innermost()
+        if handle is not None:
+            handle.leave(error)
 
-    def _leave(self) -> H:
-        # One object may be open in several tasks at once: the one that is current here is the one to end.
-        current = otel_context.get_current()
-        for position in range(len(self._running) - 1, -1, -1):
-            if self._running[position]._context is current:  # noqa: SLF001 - two halves of one class
-                return self._running.pop(position)
-        return self._running.pop()
+    def _innermost(self) -> H | None:
+        # One object may be open in several tasks at once: the one to end is the one that is open here.
+        entry = opened(self._handle.site)
+        while entry is not None:
+            handle = cast("H", entry.handle)
+            if handle in self._entered:
+                del self._entered[handle]
+                return handle
+            entry = entry.outer
+        try:
+            # The context was lost on the way, as in the teardown of an async fixture: the last one in is the likeliest.
+            return self._entered.popitem()[0]
+        except KeyError as error:
+            swallow(f"{self._handle.site}.context", error, "it was left more often than entered")
+            return None
 
     async def __aenter__(self) -> H:
         return self.__enter__()
@@ -204,6 +293,8 @@ class Operation(Generic[H]):
 
     def __call__(self, function: Function) -> Function:
         """Return *function* run inside a fresh operation: sync, async, generator or async generator."""
+        if isinstance(function, staticmethod | classmethod):
+            return cast("Function", type(function)(self(function.__func__)))
         if inspect.isasyncgenfunction(function):
             wrapped: Callable[..., Any] = self._around_async_generator(function)
         elif inspect.isgeneratorfunction(function):
@@ -214,80 +305,96 @@ class Operation(Generic[H]):
             wrapped = self._around(function)
         return cast("Function", functools.wraps(function)(wrapped))
 
+    def _started(self) -> H:
+        handle = self._handle(*self._arguments)
+        handle.start()
+        return handle
+
     def _around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with Operation(self._make):
-                return function(*args, **kwargs)
+            handle = self._started()
+            try:
+                result = function(*args, **kwargs)
+            except BaseException as error:
+                handle.leave(error)
+                raise
+            handle.leave(None)
+            return result
 
         return wrapper
 
     def _around_coroutine(self, function: Callable[..., Any]) -> Callable[..., Any]:
         async def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with Operation(self._make):
-                return await function(*args, **kwargs)
+            handle = self._started()
+            try:
+                result = await function(*args, **kwargs)
+            except BaseException as error:
+                handle.leave(error)
+                raise
+            handle.leave(None)
+            return result
 
         return wrapper
 
-    def _begin(self) -> H:
-        # A generator runs in whatever context its consumer is in: it is current only while it is running.
-        handle = self._make()
-        handle.start()
-        handle.step_out()
-        return handle
+    # A generator runs in whatever context its consumer is in: its operation is current only while it is running.
+    # What the consumer throws is kept and thrown outside the `except`, or it would become the context of whatever
+    # the generator raises later in that step.
 
     def _around_generator(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapper(*args: Any, **kwargs: Any) -> Iterator[Any]:
-            handle = self._begin()
+        def wrapper(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+            handle = self._handle(*self._arguments)
+            inside = _Inside(handle.open())
+            thrown: BaseException | None = None
+            closed = False
             try:
                 generator = function(*args, **kwargs)
-                with handle.resumed():
+                with inside:
                     value = next(generator)
                 while True:
+                    sent = thrown = None
                     try:
                         sent = yield value
-                    except GeneratorExit:
-                        with handle.resumed():
-                            generator.close()
-                        raise
-                    except BaseException as thrown:  # noqa: BLE001 - handed to the generator, whose right it is to answer
-                        with handle.resumed():
-                            value = generator.throw(thrown)
-                    else:
-                        with handle.resumed():
-                            value = generator.send(sent)
+                    except BaseException as error:  # noqa: BLE001 - the generator's to answer
+                        thrown = error
+                        closed = isinstance(error, GeneratorExit)
+                    with inside:
+                        value = generator.send(sent) if thrown is None else generator.throw(thrown)
             except StopIteration as stop:
-                handle.finish()
+                handle.leave(GeneratorExit() if closed else None)
                 return stop.value
             except BaseException as error:
-                handle.finish(error)
+                handle.leave(error)
                 raise
+            finally:
+                thrown = None  # or its traceback and this frame would hold each other
 
         return wrapper
 
     def _around_async_generator(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        async def wrapper(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-            handle = self._begin()
+        async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+            handle = self._handle(*self._arguments)
+            inside = _Inside(handle.open())
+            thrown: BaseException | None = None
+            closed = False
             try:
                 generator = function(*args, **kwargs)
-                with handle.resumed():
+                with inside:
                     value = await anext(generator)
                 while True:
+                    sent = thrown = None
                     try:
                         sent = yield value
-                    except GeneratorExit:
-                        with handle.resumed():
-                            await generator.aclose()
-                        raise
-                    except BaseException as thrown:  # noqa: BLE001 - as above
-                        with handle.resumed():
-                            value = await generator.athrow(thrown)
-                    else:
-                        with handle.resumed():
-                            value = await generator.asend(sent)
+                    except BaseException as error:  # noqa: BLE001 - as above
+                        thrown = error
+                        closed = isinstance(error, GeneratorExit)
+                    with inside:
+                        value = await (generator.asend(sent) if thrown is None else generator.athrow(thrown))
             except StopAsyncIteration:
-                handle.finish()
+                handle.leave(GeneratorExit() if closed else None)
             except BaseException as error:
-                handle.finish(error)
+                handle.leave(error)
                 raise
+            finally:
+                thrown = None  # as above
 
         return wrapper

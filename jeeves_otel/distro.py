@@ -102,6 +102,10 @@ def start(environ: dict[str, str]) -> Telemetry | None:
     _log.setLevel(settings.log_level.upper())
     for finding in findings:
         _log.warning("%s", finding)
+    if settings.config_file:
+        _log.warning(
+            "OTEL_CONFIG_FILE is not read: jeeves-otel is configured by environment variables (jeeves-otel settings)"
+        )
     _mend_propagators()
     if settings.sdk_disabled:
         _log.info("jeeves-otel is off: OTEL_SDK_DISABLED is true")

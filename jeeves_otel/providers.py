@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from time import time_ns
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.id_generator import IdGenerator, RandomIdGenerator
 
 from jeeves_otel import failsafe
 from jeeves_otel.cardinality import Bounds
@@ -247,7 +248,7 @@ def _serve(telemetry: Telemetry) -> None:
 
 def _tracer_provider(settings: Settings, resource: Resource, outputs: list[str], problems: list[str]) -> TracerProvider:
     sampler = _sampler(settings, problems)
-    provider = TracerProvider(sampler=sampler, resource=resource)
+    provider = TracerProvider(sampler=sampler, resource=resource, id_generator=_id_generator(settings, problems))
     for name in settings.traces_exporters:
         try:
             exporter = reporting(
@@ -260,6 +261,17 @@ def _tracer_provider(settings: Settings, resource: Resource, outputs: list[str],
         except Exception as error:  # noqa: BLE001 - as for metrics
             problems.append(f"traces are not sent to {name}: {type(error).__name__}: {error}")
     return provider
+
+
+def _id_generator(settings: Settings, problems: list[str]) -> IdGenerator:
+    if settings.id_generator != "random":
+        for entry in entry_points(group="opentelemetry_id_generator", name=settings.id_generator):
+            generator: IdGenerator = entry.load()()
+            return generator
+        problems.append(
+            f"there is no id generator `{settings.id_generator}` (OTEL_PYTHON_ID_GENERATOR); going on with random"
+        )
+    return RandomIdGenerator()
 
 
 def _sampler(settings: Settings, problems: list[str]) -> Sampler:

@@ -61,6 +61,8 @@ class Settings:
     otlp_logs_protocol: str | None = None
     sampler: str = "parentbased_traceidratio"
     sampler_arg: str | None = None
+    id_generator: str = "random"
+    config_file: str | None = None
     metric_export_interval_s: float = 15.0
     metric_export_timeout_s: float = 30.0
     prometheus_host: str = "localhost"
@@ -249,6 +251,8 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("OTEL_EXPORTER_OTLP_LOGS_PROTOCOL", "otlp_logs_protocol", _choice(*PROTOCOLS), "one of http/protobuf, grpc", "", "Protocol of OTLP for log records only."),
     Variable("OTEL_TRACES_SAMPLER", "sampler", str, "a sampler", "parentbased_traceidratio", "Head sampler; always_on for tail sampling in a gateway."),
     Variable("OTEL_TRACES_SAMPLER_ARG", "sampler_arg", str, "an argument", "0.1 with the default sampler", "Argument of the sampler; ratio, 0..1."),
+    Variable("OTEL_PYTHON_ID_GENERATOR", "id_generator", str, "an id generator", "random", "Generator of trace and span ids: random, or any that is installed."),
+    Variable("OTEL_CONFIG_FILE", "config_file", str, "a path", "", "Declarative configuration of OpenTelemetry. Not read, because it knows no views of this package; one line says so."),
     Variable("OTEL_METRIC_EXPORT_INTERVAL", "metric_export_interval_s", _milliseconds, "a time in milliseconds", "15000", "Time between two exports of metrics, in milliseconds."),
     Variable("OTEL_METRIC_EXPORT_TIMEOUT", "metric_export_timeout_s", _milliseconds, "a time in milliseconds", "30000", "Time that one export of metrics may take, in milliseconds."),
     Variable("OTEL_EXPORTER_PROMETHEUS_HOST", "prometheus_host", str, "an address", "localhost", "Address of the page with OTEL_METRICS_EXPORTER=prometheus."),

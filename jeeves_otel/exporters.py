@@ -71,7 +71,7 @@ def exporter_class(signal: str, name: str, settings: Settings) -> type[Any]:
 def reporting(cls: type[Any], signal: str, target: str, translate: Translate | None = None) -> type[Any]:
     """Return a subclass of exporter *cls* that translates what it gets, and reports what it cannot deliver to *target*."""
     site = f"export.{signal}"
-    hint = f"{signal} do not reach {target}; the application is not affected, and later batches are tried again"
+    hint = f"{signal} do not reach {target} (does a Collector listen there?); the application is not affected"
 
     class Reporting(cls):  # type: ignore[misc]  # the base is chosen at run time
         def export(self, batch: Any, *args: Any, **kwargs: Any) -> Any:

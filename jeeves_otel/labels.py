@@ -63,13 +63,23 @@ def label_function(label: Label, registry: Registry) -> Callable[[Attributes], s
     return compute
 
 
-def condition_function(source: Source, registry: Registry) -> Callable[[Attributes], bool] | None:
-    """Return the function that says whether a point's attributes feed *source*, or None if every point does."""
+def condition_function(
+    source: Source, registry: Registry, *, overflow_feeds: bool
+) -> Callable[[Attributes], bool] | None:
+    """Return the function that says whether a point's attributes feed *source*, or None if every point does.
+
+    Args:
+        source: Whose conditions are asked.
+        registry: Knows the spellings of attributes.
+        overflow_feeds: Whether the SDK's overflow point does, which has lost what the conditions ask for.
+    """
     if not source.conditions:
         return None
     tests = [(registry.spelled(key), frozenset(accepted)) for key, accepted in source.conditions.items()]
 
     def accepts(attributes: Attributes) -> bool:
+        if OVERFLOW_KEY in attributes:
+            return overflow_feeds
         return all(_first(attributes, keys) in accepted for keys, accepted in tests)
 
     return accepts

@@ -10,7 +10,8 @@ from __future__ import annotations
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader, MetricsData
+from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader, MetricsData, ResourceMetrics
+from opentelemetry.sdk.resources import Resource
 
 from jeeves_otel.exposition import OPENMETRICS, TEXT, bucket_index, render
 from jeeves_otel.failsafe import failsafe, swallow
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 PATHS = ("/metrics", "/metrics/")
+_NOTHING_YET = MetricsData([ResourceMetrics(Resource({}), [], "")])
 
 
 class PrometheusCollector:
@@ -41,15 +43,16 @@ class PrometheusCollector:
         self._translate = translate
         self._lock = Lock()
         self._exemplars: dict[tuple[Any, ...], dict[int, Exemplar]] = {}
-        self._last: MetricsData = MetricsData([])
+        self._last: MetricsData | None = None
 
     def page(self, accept: str = "") -> tuple[str, str]:
         """Collect and return ``(body, content type)`` in the best format that the ``Accept`` header *accept* names."""
         openmetrics = wants_openmetrics(accept)
         with self._lock:
             collected = self._reader.get_metrics_data()
-            if collected is not None:
-                self._last = self._translate(collected)
+            if collected is not None or self._last is None:
+                # Before the first measurement too, there are the series that exist from the start.
+                self._last = self._translate(collected or _NOTHING_YET)
                 self._remember_exemplars(self._last)
             return render(self._last, openmetrics=openmetrics), OPENMETRICS if openmetrics else TEXT
 

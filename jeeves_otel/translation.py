@@ -108,12 +108,13 @@ class _Feed:
 
     __slots__ = ("accepts", "assume", "form", "index", "take")
 
-    def __init__(self, index: int, source: Source, form: Form, registry: Registry) -> None:
+    def __init__(self, index: int, metric: Metric, source: Source, form: Form, registry: Registry) -> None:
         self.index = index
         self.take = source.take
         self.form = form
         self.assume = dict(form.assume)
-        self.accepts = condition_function(source, registry)
+        # What adds up must not be lost; a level must not stand in two families at once.
+        self.accepts = condition_function(source, registry, overflow_feeds=metric.type != "gauge")
 
 
 class Translator:
@@ -142,16 +143,17 @@ class Translator:
         self._started = started_unix_nano
         self._feeds: dict[str, list[_Feed]] = {}
         self._better: dict[str, list[str]] = {}
+        declared = list(declared)
         self._from_start = [self._start_combinations(view, declared) for view in self._views]
         for index, metric in enumerate(registry.metrics.values()):
             for source in metric.sources:
-                self._plan(index, source, registry)
+                self._plan(index, metric, source, registry)
 
-    def _plan(self, index: int, source: Source, registry: Registry) -> None:
+    def _plan(self, index: int, metric: Metric, source: Source, registry: Registry) -> None:
         better: list[str] = []
         for generation in registry.instruments[source.instrument].generations:
             for form in generation:
-                self._feeds.setdefault(form.name, []).append(_Feed(index, source, form, registry))
+                self._feeds.setdefault(form.name, []).append(_Feed(index, metric, source, form, registry))
                 self._better[form.name] = list(better)
             better += [form.name for form in generation]
 
@@ -182,10 +184,11 @@ class Translator:
             rest = [metric for metric in scope.metrics if self._stays(metric, self._feed(metric, present, families))]
             if rest:
                 untouched.append(ScopeMetrics(scope.scope, rest, scope.schema_url))
+        now = _time_of_totals(resource, self._started)
         promised = [
             metric
             for family, start in zip(families, self._from_start, strict=True)
-            for metric in self._finish(family, start)
+            for metric in self._finish(family, start, now)
         ]
         scopes = [ScopeMetrics(SCOPE, promised, "")] if promised else []
         return ResourceMetrics(resource.resource, scopes + untouched, resource.schema_url)
@@ -214,12 +217,12 @@ class Translator:
                 swallow(f"translation.{family.view.metric.name}", error)
         return True
 
-    def _finish(self, family: _Family, from_start: list[LabelValues]) -> list[OtelMetric]:
+    def _finish(self, family: _Family, from_start: list[LabelValues], now: int | None) -> list[OtelMetric]:
         if family.failed:
             return []
         try:
-            if family.view.marked and family.temporality is not AggregationTemporality.DELTA:
-                _fill_zeros(family, from_start, self._started)
+            if family.view.marked and now is not None:
+                _fill_zeros(family, from_start, self._started, now)
             return [_build(family)] if family.points else []
         except Exception as error:  # noqa: BLE001 - as above
             swallow(f"translation.{family.view.metric.name}", error)
@@ -302,7 +305,7 @@ def _number_adder(
             points[labels] = _Number(value, start, point.time_unix_nano, exemplars)
             return
         if merge == "last":
-            held.value = value if point.time_unix_nano >= held.time else held.value
+            held.value = max((held.time, held.value), (point.time_unix_nano, value))[1]
         else:
             held.value = combine[merge](held.value, value)
         held.start = min(held.start, start)
@@ -373,10 +376,17 @@ def _plain(exemplar: Exemplar, value: float) -> Exemplar:
 # ---- families into metrics -------------------------------------------------------------------------------------------
 
 
-def _fill_zeros(family: _Family, from_start: list[LabelValues], started: int) -> None:
+def _time_of_totals(resource: ResourceMetrics, started: int) -> int | None:
+    """Return when *resource* was collected, or None if it holds deltas, beside which a zero would be a total."""
+    collected = [metric.data for scope in resource.scope_metrics for metric in scope.metrics]
+    if any(getattr(data, "aggregation_temporality", None) is AggregationTemporality.DELTA for data in collected):
+        return None
+    return max((point.time_unix_nano for data in collected for point in data.data_points), default=started)
+
+
+def _fill_zeros(family: _Family, from_start: list[LabelValues], started: int, now: int) -> None:
     """Give every value of the marked labels a series as soon as one combination of the other labels exists."""
     view = family.view
-    latest = max((point.time for point in family.points.values()), default=started)
     groups: dict[LabelValues, int] = dict.fromkeys(from_start, started)
     for labels, point in family.points.items():
         others = tuple(labels[i] for i in view.open_positions)
@@ -389,7 +399,7 @@ def _fill_zeros(family: _Family, from_start: list[LabelValues], started: int) ->
             # The zero was there since the first of its siblings, so counting began then for all of them.
             point = family.points.get(labels)
             if point is None:
-                family.points[labels] = _Number(0, start, latest, [])
+                family.points[labels] = _Number(0, start, now, [])
             else:
                 point.start = start
 

@@ -16,7 +16,7 @@ from jeeves_otel.registry import DEFAULT_LIMIT, OTHER
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from jeeves_otel.registry import Registry
+    from jeeves_otel.registry import Label, Registry
 
 
 class Bound:
@@ -60,26 +60,37 @@ class Bound:
 
 
 class Bounds:
-    """The bounds of all open attributes that the registry reads, shared by all instruments.
+    """The bounds of all attributes that the registry reads, shared by all instruments.
 
     Args:
-        registry: Its open labels say which attributes are bounded, and to how many values.
+        registry: Its labels and conditions say which attributes are bounded, to how many values, and which always keep
+            their names.
         declared: Label sets that the user declared; their values are admitted from the start.
     """
 
     def __init__(self, registry: Registry, declared: Iterable[Mapping[str, str]] = ()) -> None:
-        limits: dict[str, int] = {}
-        values: dict[str, set[object]] = {}
+        self._limits: dict[str, int] = {}
+        self._values: dict[str, set[object]] = {}
         declared = list(declared)
         for metric in registry.metrics.values():
             for label in metric.labels:
-                known = {*label.known, *(labels[label.name] for labels in declared if label.name in labels)}
+                known = {labels[label.name] for labels in declared if label.name in labels}
+                limit = label.limit if label.is_open else DEFAULT_LIMIT
                 for template in label.templates:
-                    for key in (spelling for name in template.keys for spelling in registry.spelled(name)):
-                        limits[key] = max(limits.get(key, 0), label.limit if label.is_open else DEFAULT_LIMIT)
-                        # Only a bare key has the label's values for its own.
-                        values.setdefault(key, set()).update(known if len(template.parts) == 1 else ())
-        self._bounds = {key: Bound(key, limit, values[key]) for key, limit in limits.items()}
+                    # Only a bare key has the label's values for its own.
+                    values = _meaningful(label, known) if len(template.parts) == 1 else set()
+                    self._extend(registry, template.keys, limit, values)
+            for source in metric.sources:
+                for key, accepted in source.conditions.items():
+                    self._extend(registry, [key], DEFAULT_LIMIT, {text for text in accepted if text is not None})
+        self._bounds = {key: Bound(key, limit, self._values[key]) for key, limit in self._limits.items()}
+
+    def _extend(self, registry: Registry, keys: Iterable[str], limit: int, values: set[str]) -> None:
+        """Bound *keys*, in all their spellings, to *limit* values or more, and admit *values*, numbers as such too."""
+        numbers = {int(text) for text in values if text.isdecimal()}
+        for key in (spelling for name in keys for spelling in registry.spelled(name)):
+            self._limits[key] = max(self._limits.get(key, 0), limit)
+            self._values.setdefault(key, set()).update(values, numbers)
 
     def of(self, attributes: Iterable[str]) -> tuple[tuple[str, Bound], ...]:
         """Return ``(key, bound)`` for those of *attributes* that are bounded."""
@@ -88,3 +99,11 @@ class Bounds:
     def overflowed(self) -> dict[str, int]:
         """Return ``{attribute: measurements that lost its value}``, without zeros."""
         return {key: bound.overflowed for key, bound in self._bounds.items() if bound.overflowed}
+
+
+def _meaningful(label: Label, declared: Iterable[str]) -> set[str]:
+    """Return the attribute values that *label* tells apart; a flood of others must not take their places."""
+    values = {*label.known, *label.values, *label.value_map, *declared}
+    if label.fold:
+        values |= {folded for value in values for folded in (value.lower(), value.upper(), value.capitalize())}
+    return values

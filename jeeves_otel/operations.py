@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from enum import Enum
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
@@ -21,7 +22,7 @@ from jeeves_otel.failsafe import failsafe, swallow
 from jeeves_otel.layers import OpenOperation, opened, running, with_opened
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Generator
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
     from types import TracebackType
 
     from opentelemetry.context import Context
@@ -233,6 +234,20 @@ class _Inside:
 
 _STEP_GUARD = failsafe("operation.step")
 
+
+def _first_step(generator: AsyncGenerator[Any, Any]) -> Awaitable[Any]:
+    """Return the first step of *generator*, unknown to the event loop.
+
+    The loop closes at its end all generators that it knows, at the same time: it knows the wrapper, which closes this.
+    """
+    hooks = sys.get_asyncgen_hooks()
+    sys.set_asyncgen_hooks(None, None)
+    try:
+        return anext(generator)
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
+
+
 H = TypeVar("H", bound=Handle)
 
 
@@ -379,7 +394,7 @@ class Operation(Generic[H]):
             try:
                 generator = function(*args, **kwargs)
                 with inside:
-                    value = await anext(generator)
+                    value = await _first_step(generator)
                 while True:
                     sent = thrown = None
                     try:

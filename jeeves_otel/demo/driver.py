@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from jeeves_otel.registry import Registry
 
 PLAIN_WIDTH = 100  # columns, where there is no terminal to ask
+SETTLING_S = 5.0  # the longest that the service may work on after the last answer
 DELIVERY_S = 15.0  # the longest that an export may be under way
 INTERRUPTED = 130  # what shells expect after Ctrl-C
 
@@ -142,6 +143,8 @@ def _clean_environment() -> dict[str, str]:
 
 
 def _announce(console: Console, settings: dict[str, str], command: str) -> None:
+    console.print("On this machine only: a gateway with five agents, a language model that answers from a seed, and")
+    console.print("a receiver of OTLP. Nothing leaves the machine, and everything is ended afterwards.\n")
     console.rule("The service, as you would start it", align="left")
     for name, value in settings.items():
         console.print(f"  {name}={value}", markup=False, soft_wrap=True)
@@ -158,7 +161,7 @@ def _play(console: Console, options: Options, stage: Stage) -> int:
     outcome = _send(console, stage, scripts(options.seed, options.requests))
     stage.service.check()
     seconds = time.monotonic() - began
-    page = parse(_read(stage.metrics_url))
+    page = _settled_page(stage, outcome.sent)
     expected = report.comparable(registry, page)
     delivered = _wait_for_delivery(stage.receiver, registry, expected)
     _report_traffic(console, outcome, seconds)
@@ -193,6 +196,21 @@ def _send(console: Console, stage: Stage, users: list[list[Step]]) -> Outcome:
         task = progress.add_task(f"Requests of {len(users)} users", total=total)
         advance: Callable[[], None] = lambda: progress.advance(task)  # noqa: E731 - a callback of one line
         return asyncio.run(send(stage.url, users, advance))
+
+
+def _settled_page(stage: Stage, sent: int) -> dict[Series, float]:
+    """Return what is on /metrics as soon as the service is done with all requests, or when the time for it is over.
+
+    Who leaves early does not wait for the service to notice.
+    """
+    deadline = time.monotonic() + SETTLING_S
+    while True:
+        page = parse(_read(stage.metrics_url))
+        served = sum(series_of(page, "jeeves_http_requests_total").values())
+        running_still = sum(series_of(page, "orchestrator_inflight_requests").values())
+        if (served >= sent and not running_still) or time.monotonic() > deadline:
+            return page
+        time.sleep(0.1)
 
 
 def _wait_for_delivery(receiver: Receiver, registry: Registry, expected: dict[Series, float]) -> dict[Series, float]:
@@ -262,7 +280,7 @@ def _report_next(console: Console, options: Options, stage: Stage) -> None:
         console.print(f"  {stage.url}/docs  the service", soft_wrap=True)
         console.print("  Everything runs until Ctrl-C.")
     else:
-        console.print("  make demo ARGS=--keep            let it run on, with /metrics to look at")
+        console.print("  jeeves-otel demo --keep          let it run on, with /metrics to look at")
     console.print("  jeeves_otel/demo/service.py      the service: how code is instrumented")
     console.print("  jeeves_otel/data/profiles/       what is promised, and what it is made from")
     console.print("  README.md, docs/                 your own service")

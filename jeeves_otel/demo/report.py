@@ -33,6 +33,7 @@ OTHER_REASON = "nothing to count yet: send more requests"
 
 SPAN_ATTRIBUTES = {
     "http.response.status_code": "status",
+    "pipeline.name": "pipeline",
     "pipeline.status": "pipeline.status",
     "termination.reason": "reason",
     "gen_ai.agent.name": "agent",
@@ -50,6 +51,8 @@ LONGEST_TREE = 24
 
 def print_metrics(console: Console, registry: Registry, samples: dict[Series, float]) -> None:
     """Print every promised metric with its series, then those without data and why."""
+    console.print("Histograms: count, mean, and an estimate of the 95th percentile.")
+    console.print("Counters that stand at 0 are there so that increase() does not miss the first event.\n")
     empty: list[Metric] = []
     for metric in registry.metrics.values():
         rows = _rows(metric, samples)
@@ -90,7 +93,7 @@ def _rows(metric: Metric, samples: dict[Series, float]) -> list[tuple[str, str]]
     ]
     zeros = len(found_values) - len(rows)
     if zeros:
-        rows.append((f"{'and ' if rows else ''}{zeros} series at 0, there before they are needed", "0"))
+        rows.append((f"{'and ' if rows else ''}{zeros} series at 0", "0"))
     return rows
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.metrics.export import AggregationTemporality, Gauge, Histogram, Sum
 
-from jeeves_otel.failsafe import swallow
+from jeeves_otel.failsafe import failsafe, swallow
 from jeeves_otel.labels import text_of
 
 if TYPE_CHECKING:
@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk.metrics import Exemplar
     from opentelemetry.sdk.metrics.export import Metric, MetricsData
+    from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
-_NOT_IN_NAME = re.compile(r"[^a-zA-Z0-9_:]")
-_NOT_IN_LABEL = re.compile(r"[^a-zA-Z0-9_]")
+_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
+_NOT_IN_NAME = re.compile(r"[^a-zA-Z0-9:]+")
+_LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
+_NOT_IN_LABEL = re.compile(r"[^a-zA-Z0-9]+")
 _ANNOTATION = re.compile(r"\{[^}]*\}")
 _UNIT_WORDS = {
     "d": "days", "h": "hours", "min": "minutes", "s": "seconds", "ms": "milliseconds", "us": "microseconds",
@@ -37,7 +40,6 @@ _UNIT_WORDS = {
     "J": "joules", "W": "watts", "g": "grams", "Cel": "celsius", "Hz": "hertz", "%": "percent",
 }  # fmt: skip
 _NANO = 1_000_000_000
-_MOST_EXEMPLAR_LABEL_CHARACTERS = 128  # OpenMetrics 1.0, exemplars
 
 
 class Unwritable(Exception):
@@ -51,11 +53,15 @@ class _Family:
     name: str
     type: str
     help: str
-    points: list[tuple[str, Mapping[str, Any], Any]] = field(default_factory=list)  # (scope, attributes, point)
+    points: list[tuple[InstrumentationScope, Mapping[str, Any], Any]] = field(default_factory=list)
 
     @property
-    def scopes(self) -> set[str]:
-        return {scope for scope, _, _ in self.points}
+    def scope_labels(self) -> tuple[str, ...]:
+        """The labels that tell points of several scopes apart."""
+        versions = {(scope.name, scope.version) for scope, _, _ in self.points}
+        names = {name for name, _ in versions}
+        by_name = ("otel_scope_name",) if len(names) > 1 else ()
+        return (*by_name, "otel_scope_version") if len(versions) > len(names) else by_name
 
 
 def render(data: MetricsData, *, openmetrics: bool) -> str:
@@ -63,8 +69,9 @@ def render(data: MetricsData, *, openmetrics: bool) -> str:
     families = _families(data)
     write = _openmetrics_family if openmetrics else _text_family
     lines: list[str] = []
-    for _, family in sorted(families.items()):
-        lines += write(family)
+    for name, family in sorted(families.items()):
+        with failsafe(f"exposition.{name}"):
+            lines += list(write(family))  # the whole family or nothing of it
     if openmetrics:
         lines.append("# EOF")
     return "\n".join(lines) + "\n"
@@ -72,7 +79,7 @@ def render(data: MetricsData, *, openmetrics: bool) -> str:
 
 def prometheus_name(metric: Metric) -> str:
     """Return the name of a metric in Prometheus: unit word and ``_total`` appended unless they are there."""
-    name = _NOT_IN_NAME.sub("_", metric.name)
+    name = metric.name if _NAME.fullmatch(metric.name) else _NOT_IN_NAME.sub("_", metric.name)
     if name[:1].isdigit():
         name = f"_{name}"
     monotonic = isinstance(metric.data, Sum) and metric.data.is_monotonic
@@ -88,9 +95,10 @@ def _unit_word(metric: Metric) -> str:
     unit = _ANNOTATION.sub("", metric.unit or "").strip()
     if unit == "1":
         return "ratio" if isinstance(metric.data, Gauge) else ""
-    if "/" in unit:
-        per, _, each = unit.partition("/")
-        return "_per_".join(filter(None, (_UNIT_WORDS.get(per, per), _UNIT_WORDS.get(each, each).rstrip("s"))))
+    per, slash, each = unit.partition("/")
+    if slash and each:
+        word = f"{_UNIT_WORDS.get(per, per)}_per_{_UNIT_WORDS.get(each, each).removesuffix('s')}"
+        return _NOT_IN_NAME.sub("_", word).strip("_")
     return _NOT_IN_NAME.sub("_", _UNIT_WORDS.get(unit, unit)).strip("_")
 
 
@@ -100,13 +108,13 @@ def _families(data: MetricsData) -> dict[str, _Family]:
         for scope in resource.scope_metrics:
             for metric in scope.metrics:
                 try:
-                    _add_metric(families, metric, scope.scope.name)
+                    _add_metric(families, metric, scope.scope)
                 except Unwritable as error:
                     swallow(f"exposition.{metric.name}", error)
     return families
 
 
-def _add_metric(families: dict[str, _Family], metric: Metric, scope: str) -> None:
+def _add_metric(families: dict[str, _Family], metric: Metric, scope: InstrumentationScope) -> None:
     name, kind = prometheus_name(metric), _type_of(metric)
     family = families.setdefault(name, _Family(name, kind, metric.description or ""))
     if family.type != kind:
@@ -188,12 +196,12 @@ def _newest(exemplars: Iterable[Exemplar]) -> Exemplar | None:
 
 def _labelled(family: _Family) -> Iterator[tuple[str, Any]]:
     """Yield ``(label text, point)``; the scope tells points of several scopes apart, and no series stands twice."""
-    several = len(family.scopes) > 1
+    scope_labels = family.scope_labels
     seen: set[str] = set()
     for scope, attributes, point in family.points:
-        pairs = {_label_name(key): text_of(value) for key, value in attributes.items()}
-        if several:
-            pairs["otel_scope_name"] = scope
+        pairs = _label_pairs(attributes, family.type)
+        of_scope = {"otel_scope_name": scope.name, "otel_scope_version": scope.version or ""}
+        pairs.update((label, text_of(of_scope[label])) for label in scope_labels)
         labels = ",".join(f'{key}="{_escape(value)}"' for key, value in pairs.items())
         if labels in seen:
             swallow(f"exposition.{family.name}", Unwritable("two points have the same labels"))
@@ -202,9 +210,24 @@ def _labelled(family: _Family) -> Iterator[tuple[str, Any]]:
         yield labels, point
 
 
-def _label_name(key: str) -> str:
-    name = _NOT_IN_LABEL.sub("_", key)
-    return f"key_{name}" if name[:1].isdigit() else name
+def _label_pairs(attributes: Mapping[str, Any], kind: str) -> dict[str, str]:
+    """Return label names and values; values of attributes that get the same name stand together, ``a;b``.
+
+    Source: OpenTelemetry specification 1.50, Prometheus compatibility, metric attributes.
+    """
+    if all(_LABEL.fullmatch(key) for key in attributes) and not (kind == "histogram" and "le" in attributes):
+        return {key: text_of(value) for key, value in attributes.items()}
+    pairs: dict[str, str] = {}
+    for key, value in sorted(attributes.items()):
+        name = _label_name(key, kind)
+        pairs[name] = f"{pairs[name]};{text_of(value)}" if name in pairs else text_of(value)
+    return pairs
+
+
+def _label_name(key: str, kind: str) -> str:
+    name = key if _LABEL.fullmatch(key) else _NOT_IN_LABEL.sub("_", key)
+    # A bucket has the label le already, and a second one would make the whole page unreadable.
+    return f"key_{name}" if name[:1].isdigit() or (kind == "histogram" and name == "le") else name
 
 
 def _braces(labels: str) -> str:
@@ -233,4 +256,4 @@ def _escape(text: str) -> str:
 
 
 def _escape_help(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("\n", "\\n")
+    return text_of(text).replace("\\", "\\\\").replace("\n", "\\n")

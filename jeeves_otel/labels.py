@@ -29,7 +29,8 @@ def text_of(value: object) -> str:
     written as JSON.
     """
     if isinstance(value, str):
-        return value
+        # Half a surrogate pair is text to Python, but has no bytes: it would cost the page and the batch it stands in.
+        return str.__str__(value) if value.isascii() else value.encode(errors="replace").decode()
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
@@ -113,5 +114,5 @@ def _first(attributes: Attributes, keys: tuple[str, ...]) -> str | None:
     for key in keys:
         value = attributes.get(key)
         if value is not None:
-            return value if type(value) is str else text_of(value)
+            return value if type(value) is str and value.isascii() else text_of(value)
     return None

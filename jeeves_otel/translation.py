@@ -27,6 +27,7 @@ from opentelemetry.sdk.metrics.export import (
 )
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
+from jeeves_otel.exposition import prometheus_name
 from jeeves_otel.failsafe import swallow
 from jeeves_otel.labels import OVERFLOW_KEY, condition_function, label_function, overflow_labels
 
@@ -47,6 +48,10 @@ _PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
 class Inexact(Exception):
     """A histogram cannot be given the promised buckets without guessing, so the metric is not exported."""
+
+
+class NameTaken(Exception):
+    """A metric that no view maps would leave under a promised name."""
 
 
 @dataclass(slots=True)
@@ -138,6 +143,7 @@ class Translator:
         started_unix_nano: int = 0,
     ) -> None:
         self._views = [_View(metric, registry) for metric in registry.metrics.values()]
+        self._promised = frozenset(registry.metrics)
         self._keep_unmapped = keep_unmapped
         self._keep_mapped = keep_mapped
         self._started = started_unix_nano
@@ -195,8 +201,19 @@ class Translator:
 
     def _stays(self, metric: OtelMetric, mapped: bool) -> bool:  # noqa: FBT001 - private
         if mapped:
-            return self._keep_mapped and not metric.name.startswith(_OURS)
-        return self._keep_unmapped
+            ours = metric.name.startswith(_OURS) or prometheus_name(metric) in self._promised
+            return self._keep_mapped and not ours
+        return self._keep_unmapped and not self._takes_promised_name(metric)
+
+    def _takes_promised_name(self, metric: OtelMetric) -> bool:
+        """Return whether *metric*, which no view maps, would leave under a promised name; count that."""
+        name = prometheus_name(metric)
+        if name not in self._promised:
+            return False
+        # Beside the promised series it would double every sum, and a page could tell the two apart by scope only.
+        hint = f"{name} is promised by a view, so what another library calls like that is not exported"
+        swallow(f"translation.{metric.name}", NameTaken(name), hint)
+        return True
 
     def _feed(self, metric: OtelMetric, present: set[str], families: list[_Family]) -> bool:
         """Add the points of *metric* to the families it feeds; return whether any view knows its name."""

@@ -21,7 +21,7 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from jeeves_otel import failsafe
+from jeeves_otel import failsafe, record_feature_usage
 from jeeves_otel.registry import load
 from jeeves_otel.translation import Inexact, Translator
 from tests.contract import facts
@@ -186,13 +186,21 @@ def test_sources_of_different_temporality_are_refused() -> None:
 def test_mapped_metrics_stay_beside_their_translation_on_request() -> None:
     """With both names leaving, the conventions' own metric is there as it was, and what we say of ourselves is not."""
     ours = _counter("jeeves_otel.internal.errors", jeeves_otel__site="x")
-    metric = _counter("jeeves.feature.usage", 3, jeeves__feature__name="export")
+    metric = _counter("jeeves.validation.reports", 3, jeeves__validation__status="approved")
     found = _found(Translator(REGISTRY, keep_mapped=True)(_data(metric, ours)))
 
-    assert found["jeeves.feature.usage"] is metric
-    assert {("export",): 3} == _values(found["jeeves_feature_usage_total"])
+    assert found["jeeves.validation.reports"] is metric
+    assert {("approved",): 3, ("rejected",): 0} == _values(found["meta_validator_reports_total"])
     assert {("x",): 1} == _values(found["jeeves_otel_internal_errors_total"])
     assert "jeeves_otel.internal.errors" not in found
+
+
+def test_mapped_metric_does_not_stay_if_backends_would_give_it_the_promised_name() -> None:
+    """jeeves.feature.usage becomes jeeves_feature_usage_total in Prometheus: beside the promised one, sums double."""
+    found = _found(Translator(REGISTRY, keep_mapped=True)(_data(_counter("jeeves.feature.usage", 3))))
+
+    assert "jeeves.feature.usage" not in found
+    assert {("unknown",): 3} == _values(found["jeeves_feature_usage_total"])
 
 
 def test_promised_metrics_stand_first_in_a_scope_of_their_own() -> None:
@@ -203,6 +211,46 @@ def test_promised_metrics_stand_first_in_a_scope_of_their_own() -> None:
     assert ["jeeves_otel", "theirs"] == [name for name, _ in scopes]
     assert "jeeves_feature_usage_total" in scopes[0][1]
     assert ["my.own"] == scopes[1][1]
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [
+        ("jeeves_feature_usage_total", ""),
+        ("jeeves_feature_usage", "{use}"),
+        ("jeeves.feature_usage", ""),
+        ("process.cpu", "s"),
+    ],
+)
+def test_foreign_metric_under_a_promised_name_is_left_out_and_counted(name: str, unit: str) -> None:
+    """Views own the promised names: what would become one on a page or in a backend does not leave beside it."""
+    failsafe.set_strict(False)
+    foreign = Metric(name, "", unit, _counter(name).data)
+    found = _found(Translator(REGISTRY)(_data(_counter("jeeves.feature.usage", 3), foreign)))
+
+    assert name not in found or found[name] is not foreign
+    assert {("unknown",): 3} == _values(found["jeeves_feature_usage_total"])
+    assert {f"translation.{name}": 1} == failsafe.counts()
+
+
+def test_promised_series_get_no_scope_label_from_a_foreign_metric_of_their_name(pipeline: Pipeline) -> None:
+    """A counter that somebody else calls like a promised one changes neither labels nor sums of the promised one."""
+    failsafe.set_strict(False)
+    pipeline.meter_provider.get_meter("theirs").create_counter("jeeves_feature_usage").add(5, {"feature": "export"})
+    record_feature_usage("export")
+    samples = pipeline.samples()
+
+    assert {(("feature", "export"),): 1} == {
+        labels: value for (name, labels), value in samples.items() if name == "jeeves_feature_usage_total"
+    }
+
+
+def test_text_that_has_no_bytes_is_replaced() -> None:
+    """Half a surrogate pair would cost the whole page and every batch, so it becomes a question mark."""
+    metric = _counter("jeeves.feature.usage", jeeves__feature__name="half \ud800")
+    found = _found(Translator(REGISTRY)(_data(metric)))
+
+    assert {("half ?",): 1} == _values(found["jeeves_feature_usage_total"])
 
 
 def test_two_resources_are_translated_apart() -> None:

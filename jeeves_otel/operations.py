@@ -177,7 +177,9 @@ def error_kind(value: object, site: str) -> str:
     with failsafe(site):
         if isinstance(value, BaseException) or (isinstance(value, type) and issubclass(value, BaseException)):
             return error_type(value)
-    return text_of(value, site) or OTHER_ERROR
+        if value is not None:
+            return _converted(value) or OTHER_ERROR
+    return OTHER_ERROR
 
 
 def text_of(value: object, site: str) -> str | None:

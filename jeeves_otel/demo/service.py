@@ -40,7 +40,7 @@ from jeeves_otel.demo.store import Conversation, Store, Turn
 from jeeves_otel.prometheus import MetricsMiddleware
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 MAX_TURNS = 6
 MAX_CHARACTERS = 500
@@ -132,10 +132,10 @@ async def chat(question: Question, services: Use) -> Answer:
     services.note_use("chat")
     async with orchestration():
         reply = await services.assistant.answer(question.text, request_id=f"{question.session}-{len(turns)}")
-    awaits = "clarification" if reply.needs_clarification else None
-    if awaits:
-        record_interrupt(awaits, "pending")
-    await asyncio.to_thread(services.store.add_turn, question.session, question.text, reply.text, awaits)
+    await asyncio.to_thread(services.store.add_turn, question.session, question.text, reply.text)
+    if reply.needs_clarification:
+        await asyncio.to_thread(services.store.expect, question.session, "clarification")
+        record_interrupt("clarification", "pending")
     return Answer(text=reply.text, needs_clarification=reply.needs_clarification)
 
 
@@ -147,21 +147,27 @@ async def chat_stream(question: Question, services: Use) -> StreamingResponse:
     return StreamingResponse(_events(question, services), media_type="text/event-stream")
 
 
-@orchestration()
-async def _events(question: Question, services: Services) -> AsyncIterator[str]:
-    written = []
+async def _events(question: Question, services: Services) -> AsyncGenerator[str]:
     try:
-        async with aclosing(services.assistant.stream(question.text)) as pieces:
+        async with aclosing(_written(question, services)) as pieces:
             async for piece in pieces:
-                written.append(piece)
                 yield f"data: {json.dumps(piece)}\n\n"
     except ModelUnavailableError as error:
         # The answer has begun, so its status is sent: the client learns from the event.
         record_error(_cause(error), "provider")
         yield 'event: error\ndata: "the model does not answer"\n\n'
         return
-    await asyncio.to_thread(services.store.add_turn, question.session, question.text, "".join(written), None)
     yield "event: done\ndata: {}\n\n"
+
+
+@orchestration()
+async def _written(question: Question, services: Services) -> AsyncGenerator[str]:
+    written = []
+    async with aclosing(services.assistant.stream(question.text)) as pieces:
+        async for piece in pieces:
+            written.append(piece)
+            yield piece
+    await asyncio.to_thread(services.store.add_turn, question.session, question.text, "".join(written))
 
 
 async def _admit(question: Question, services: Services) -> list[Turn]:
@@ -176,6 +182,8 @@ async def _admit(question: Question, services: Services) -> list[Turn]:
         record_rejection("quota_exceeded")
         raise HTTPException(429, f"a session may have {MAX_TURNS} questions")
     if conversation.awaits:
+        # At once, whatever becomes of the answer: an interrupt ends once.
+        await asyncio.to_thread(services.store.expect, question.session, None)
         record_interrupt(conversation.awaits, "resolved")
     return turns
 

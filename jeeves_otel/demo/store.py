@@ -124,11 +124,15 @@ class Store:
             turns = session.scalars(select(Turn).where(Turn.conversation == name).order_by(Turn.id))
             return found, list(turns)
 
-    def add_turn(self, name: str, question: str, answer: str, awaits: str | None) -> None:
-        """Append a turn, and note which interrupt the user has to answer now, if any."""
+    def add_turn(self, name: str, question: str, answer: str) -> None:
+        """Append a turn."""
         with self._session.begin() as session:
             session.add(Turn(conversation=name, question=question, answer=answer))
-            session.get_one(Conversation, name).awaits = awaits
+
+    def expect(self, name: str, interrupt: str | None) -> None:
+        """Note which interrupt the user has to answer now, if any."""
+        with self._session.begin() as session:
+            session.get_one(Conversation, name).awaits = interrupt
 
     def search(self, topic: str) -> str:
         """Return the document about *topic*; empty if there is none."""

@@ -97,6 +97,15 @@ class TestRun:
 
         assert sorted(set(depths)) == depths
 
+    def test_no_interrupt_ends_more_often_than_it_begins(self, printed: str) -> None:
+        """What is resolved, expired or cancelled has been pending before."""
+        counts = re.findall(r"^    kind=(\w+)  status=(\w+) +(\d+)$", printed, re.MULTILINE)
+        begun = {kind: int(count) for kind, status, count in counts if status == "pending"}
+        ended = {kind: sum(int(n) for k, status, n in counts if k == kind and status != "pending") for kind in begun}
+
+        assert begun
+        assert {} == {kind: ended[kind] for kind in begun if ended[kind] > begun[kind]}
+
     def test_output_fits_a_hundred_columns(self, printed: str) -> None:
         """Only commands and settings, which are to be copied, may be longer."""
         long = [line for line in printed.splitlines() if len(line) > 100]

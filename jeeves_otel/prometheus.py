@@ -15,11 +15,13 @@ from opentelemetry.sdk.resources import Resource
 
 from jeeves_otel.exposition import OPENMETRICS, TEXT, bucket_index, render
 from jeeves_otel.failsafe import failsafe, swallow
+from jeeves_otel.labels import text_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
 
     from opentelemetry.sdk.metrics import Exemplar
+    from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
     Scope = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -63,10 +65,10 @@ class PrometheusCollector:
                 for metric in scope.metrics:
                     for point in metric.data.data_points:
                         with failsafe("prometheus.exemplars"):
-                            self._merge_exemplars(metric.name, point)
+                            self._merge_exemplars((scope.scope, metric.name), point)
 
-    def _merge_exemplars(self, name: str, point: Any) -> None:
-        key = (name, *sorted(point.attributes.items())) if point.attributes else (name,)
+    def _merge_exemplars(self, family: tuple[InstrumentationScope, str], point: Any) -> None:
+        key = (*family, *sorted((label, text_of(value)) for label, value in (point.attributes or {}).items()))
         if not point.exemplars and key not in self._exemplars:
             return
         bounds = point.explicit_bounds if isinstance(point, HistogramDataPoint) else ()
@@ -81,11 +83,11 @@ def wants_openmetrics(accept: str) -> bool:
     """Return whether an ``Accept`` header prefers OpenMetrics to plain text; quality 0 refuses."""
     qualities = {"application/openmetrics-text": 0.0, "text/plain": 0.0}
     for entry in accept.split(","):
-        media, *parameters = (part.strip() for part in entry.split(";"))
+        media, *parameters = (part.strip().lower() for part in entry.split(";"))
         quality = next((text[2:] for text in parameters if text.startswith("q=")), "1")
-        if media.lower() in qualities:
+        if media in qualities:
             try:
-                qualities[media.lower()] = max(qualities[media.lower()], float(quality))
+                qualities[media] = max(qualities[media], float(quality))
             except ValueError:
                 continue
     return (
@@ -126,7 +128,7 @@ class MetricsMiddleware:
 
     def __getattr__(self, name: str) -> Any:
         """Be the application for whoever looks at its attributes (``app.state``, ``app.router``…)."""
-        return getattr(self.__dict__["app"], name)
+        return getattr(self.__dict__.get("app"), name)  # not there yet while a copy is being made
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a scrape, or call the application."""
@@ -152,8 +154,9 @@ class MetricsMiddleware:
 
 
 def _path_below_root(scope: Scope) -> str:
-    path, root = str(scope["path"]), str(scope.get("root_path", ""))
-    return path.removeprefix(root) if root else path
+    # Some servers put the root in front of the path, some do not.
+    path, root = str(scope["path"]), str(scope.get("root_path", "")).rstrip("/")
+    return path.removeprefix(root) if path.startswith(f"{root}/") else path
 
 
 async def _in_thread(work: Callable[[], tuple[str, str]]) -> tuple[str, str]:

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     # (attributes, context, amount) → attributes to record
     Prepare = Callable[[Any, "Context | None", float], Any]
 
-_ABSENT = object()
 _DROP = object()
 _INF = float("inf")
 _LOWEST = -sys.float_info.max
@@ -127,22 +126,24 @@ def _preparers(registry: Registry, bounds: Bounds) -> dict[str, Prepare]:
 
 
 def _bounder(bounds: tuple[tuple[str, Bound], ...]) -> Prepare:
-    admitted = [(key, bound.admitted, bound) for key, bound in bounds]
+    bounded = {key: (bound.admitted, bound.admit) for key, bound in bounds}
 
     def prepare(attributes: Any, context: Context | None, amount: float) -> Any:  # noqa: ARG001 - one shape for all
-        if attributes:
-            for key, known, bound in admitted:
-                value = attributes.get(key, _ABSENT)
-                if value is _ABSENT or value is None:
-                    continue
-                if isinstance(value, list | dict | tuple):
-                    value = text_of(value)  # cannot be looked up; its label would be this text anyway
-                    attributes = {**attributes, key: value}
+        if not attributes:
+            return attributes
+        changed = {}
+        for key, value in attributes.items():
+            if key not in bounded or value is None:
+                continue
+            known, admit = bounded[key]
+            try:
                 if value not in known:
-                    kept = bound.admit(value)
+                    kept = admit(value)
                     if kept is not value:
-                        attributes = {**attributes, key: kept}
-        return attributes
+                        changed[key] = kept
+            except TypeError:  # a collection cannot be looked up; its label is its text
+                changed[key] = admit(text_of(value))
+        return {**attributes, **changed} if changed else attributes
 
     return prepare
 

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bench: the comparison runs, and its report holds every competitor. Its figures are not judged."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.timing import Case, Group, each, measure
+
+ROOT = Path(__file__).parents[2]
+COMPETITORS = {
+    "one LLM call": 6,
+    "one HTTP request recorded": 3,
+    "one request through FastAPI": 5,
+    "one scrape of 1,000 histogram series": 3,
+}
+
+
+@pytest.mark.slow
+def test_the_comparison_runs_and_reports_every_competitor(tmp_path: Path) -> None:
+    """Two rounds of everything, as a table and as JSON."""
+    report = tmp_path / "bench.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "--rounds", "2", "--json", str(report)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    results = json.loads(report.read_text())["results"]
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {group: len([r for r in results if r["group"] == group]) for group in COMPETITORS} == COMPETITORS
+    assert all(result["name"] in done.stdout for result in results)
+    assert all(result["median_s"] > 0 for result in results)
+
+
+def test_the_ratio_of_a_case_to_the_first_one_is_that_of_their_work() -> None:
+    """Twice the work is about twice the time, whatever the clock says; the empty loop is in neither."""
+
+    def once() -> None:
+        sum(range(2_000))
+
+    def twice() -> None:
+        once()
+        once()
+
+    first, second = measure(Group("g", (Case("once", each(once)), Case("twice", each(twice)))), rounds=9)
+
+    assert (first.ratio, 1.5 < second.ratio < 2.5) == (1.0, True)
+
+
+def test_each_case_is_prepared_before_each_turn() -> None:
+    """Competitors that need a global of their own set it themselves."""
+    turns: list[str] = []
+    current = [""]
+
+    def case(name: str) -> Case:
+        def prepare() -> None:
+            current[0] = name
+            turns.append(name)
+
+        def step() -> None:
+            assert current[0] == name
+            sum(range(10_000))
+
+        return Case(name, each(step), prepare)
+
+    measure(Group("g", (case("a"), case("b"))), rounds=3)
+
+    assert {name: turns.count(name) for name in "ab"}.keys() == {"a", "b"}
+    assert turns[-6:].count("a") == 3

@@ -27,7 +27,9 @@ def test_public_names_are_exactly_these() -> None:
 
 def test_importing_the_recording_api_imports_no_sdk() -> None:
     """A library may depend on the recording API: it stands on opentelemetry-api alone."""
-    script = "import sys, json, jeeves_otel; print(json.dumps([m for m in sys.modules if m.startswith('opentelemetry.')]))"
+    script = (
+        "import sys, json, jeeves_otel; print(json.dumps([m for m in sys.modules if m.startswith('opentelemetry.')]))"
+    )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     loaded = json.loads(out)
 

@@ -315,6 +315,16 @@ def test_newer_genai_client_metrics_feed_the_same_families(pipeline: Pipeline, t
     _check(twin)
 
 
+def test_what_was_recorded_wins_over_what_a_spelling_assumes(pipeline: Pipeline, twin: Twin) -> None:
+    """The newer metric leaves the operation out for chats; where it names another one, that holds."""
+    sdk = Sdk(pipeline, "next")
+    sdk.record("gen_ai.client.inference.duration", "s", 0.1, gen_ai__operation__name="embeddings")
+    sdk.record("gen_ai.client.inference.duration", "s", 0.2)
+    twin.expect_llm("both", None, None, 0.2, failed=False)
+
+    _check(twin)
+
+
 def test_agent_metric_of_the_genai_utilities_feeds_agent_runs(pipeline: Pipeline, twin: Twin) -> None:
     """gen_ai.invoke_agent.duration is the convention's name for what jeeves.agent.duration measures."""
     sdk = Sdk(pipeline, "util-genai")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from threading import RLock
 from typing import TYPE_CHECKING, Literal
 
@@ -69,27 +70,17 @@ def swallow(site: str, error: Exception, hint: str = "") -> None:
     if _strict:
         raise error
     if first:
-        try:
-            _log.warning(
-                "%s failed (%s); %s. Further failures here are only counted, in "
-                'jeeves_otel_internal_errors_total{site="%s"}.',
-                site,
-                _describe(error),
-                hint or "it was skipped, and the application is not affected",
-                site,
-            )
-        except Exception:  # noqa: BLE001, S110 - a log handler of the application may raise; there is nobody left to tell
-            pass
+        _say(
+            f"{site} failed ({_describe(error)}); {hint or 'it was skipped, and the application is not affected'}. "
+            f'Further failures here are only counted, in jeeves_otel_internal_errors_total{{site="{site}"}}.'
+        )
 
 
 def note_recovery(site: str) -> None:
     """Say that *site* works again, if its last call failed; its next failure is logged again."""
     if site in _failing:
         _failing.discard(site)
-        try:
-            _log.warning("%s works again.", site)
-        except Exception:  # noqa: BLE001, S110 - as in swallow
-            pass
+        _say(f"{site} works again.")
 
 
 def counts() -> dict[str, int]:
@@ -109,6 +100,18 @@ def set_strict(strict: Literal[True, False]) -> None:
     """Re-raise what would be swallowed. For our own tests (``JEEVES_OTEL_STRICT``); never inferred."""
     global _strict  # noqa: PLW0603 - one switch for the process, set once at start
     _strict = strict
+
+
+def _say(message: str) -> None:
+    try:
+        if _log.hasHandlers() or not _log.isEnabledFor(logging.WARNING):
+            _log.warning("%s", message)
+        else:
+            # Not through logging's last resort: a line that a full stderr has not taken stays in its buffer, and then
+            # the interpreter ends with status 120 instead of the application's.
+            os.write(sys.stderr.fileno(), f"{message}\n".encode())
+    except Exception:  # noqa: BLE001, S110 - a log handler of the application may raise; there is nobody left to tell
+        pass
 
 
 def _describe(error: Exception) -> str:

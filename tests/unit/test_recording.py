@@ -6,6 +6,7 @@ from __future__ import annotations
 import enum
 import inspect
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -526,9 +527,9 @@ except ValueError as error:
 
 
 def _run(program: str, stderr: Any = subprocess.PIPE) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program], stdout=subprocess.PIPE, stderr=stderr, text=True, check=False
-    )
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-W", "error", "-c", program]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, text=True, check=False, env=buffered)
     return done.returncode, done.stdout, done.stderr or ""
 
 
@@ -545,6 +546,17 @@ def test_a_program_whose_stderr_is_full_behaves_as_without_telemetry() -> None:
         code, output, _ = _run(PROGRAM.format(name="object()"), stderr=full)
 
     assert (code, output) == (0, "reply\nValueError('mine')\n")
+
+
+def test_a_program_that_has_configured_no_logging_reads_of_a_failure_on_stderr() -> None:
+    """One line, once, that names the site and quotes nothing."""
+    code, output, errors = _run(PROGRAM.format(name="object()"))
+
+    assert (code, output) == (0, "reply\nValueError('mine')\n")
+    assert errors == (
+        "record_agent failed (TypeError); it was skipped, and the application is not affected. Further failures here "
+        'are only counted, in jeeves_otel_internal_errors_total{site="record_agent"}.\n'
+    )
 
 
 def test_what_is_recorded_before_the_providers_are_set_is_harmless_and_what_comes_after_counts() -> None:

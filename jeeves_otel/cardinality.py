@@ -71,6 +71,7 @@ class Bounds:
     def __init__(self, registry: Registry, declared: Iterable[Mapping[str, str]] = ()) -> None:
         self._limits: dict[str, int] = {}
         self._values: dict[str, set[object]] = {}
+        self._joint: dict[tuple[str, ...], Bound] = {}
         declared = list(declared)
         for metric in registry.metrics.values():
             for label in metric.labels:
@@ -80,6 +81,8 @@ class Bounds:
                     # Only a bare key has the label's values for its own.
                     values = _meaningful(label, known) if len(template.parts) == 1 else set()
                     self._extend(registry, template.keys, limit, values)
+                    if len(template.keys) > 1:
+                        self._joint[template.keys] = Bound(template.keys[-1], limit, [(OTHER,) * len(template.keys)])
             for source in metric.sources:
                 for key, accepted in source.conditions.items():
                     self._extend(registry, [key], DEFAULT_LIMIT, {text for text in accepted if text is not None})
@@ -96,9 +99,21 @@ class Bounds:
         """Return ``(key, bound)`` for those of *attributes* that are bounded."""
         return tuple((key, self._bounds[key]) for key in attributes if key in self._bounds)
 
+    def joint(self, attributes: Iterable[str]) -> tuple[tuple[tuple[str, ...], Bound], ...]:
+        """Return ``(keys, bound)`` for those keys that make one label together, if all are among *attributes*.
+
+        Their bound is on the tuple of their values, because *n* services with *n* methods each are *n*² methods.
+        """
+        known = set(attributes)
+        return tuple((keys, bound) for keys, bound in self._joint.items() if known.issuperset(keys))
+
     def overflowed(self) -> dict[str, int]:
         """Return ``{attribute: measurements that lost its value}``, without zeros."""
-        return {key: bound.overflowed for key, bound in self._bounds.items() if bound.overflowed}
+        counts: dict[str, int] = {}
+        for bound in (*self._bounds.values(), *self._joint.values()):
+            if bound.overflowed:
+                counts[bound.attribute] = counts.get(bound.attribute, 0) + bound.overflowed
+        return counts
 
 
 def _meaningful(label: Label, declared: Iterable[str]) -> set[str]:

@@ -103,11 +103,21 @@ def _reader(templates: tuple[Template, ...], registry: Registry) -> Callable[[At
         for template, parts in compiled:
             values = [_first(attributes, keys) for _, keys in parts]
             if all(values):
-                texts = (literal + (value or "") for (literal, _), value in zip(parts, values, strict=True))
-                return "".join(texts) + template.tail
+                return _joined([literal for literal, _ in parts], [value or "" for value in values]) + template.tail
         return ""
 
     return read
+
+
+def _joined(literals: list[str], values: list[str]) -> str:
+    text = previous = ""
+    for literal, value in zip(literals, values, strict=True):
+        if previous and value.startswith(previous + literal):
+            # A library between two conventions says the service twice: by itself, and within the full method.
+            text, previous = text.removesuffix(previous) + value, value
+        else:
+            text, previous = text + literal + value, value
+    return text
 
 
 def _first(attributes: Attributes, keys: tuple[str, ...]) -> str | None:

@@ -20,6 +20,7 @@ from jeeves_otel.failsafe import swallow
 from jeeves_otel.instruments import finite
 from jeeves_otel.labels import text_of
 from jeeves_otel.layers import LAYER, PROVIDER, OpenOperation, opened
+from jeeves_otel.registry import OTHER
 from jeeves_otel.views import needed_attributes
 
 if TYPE_CHECKING:
@@ -115,6 +116,8 @@ def _preparers(registry: Registry, bounds: Bounds) -> dict[str, Prepare]:
         keys = {*needed.get(instrument.name, ()), *instrument.attributes}
         keys |= {spelling for key in instrument.attributes for spelling in registry.spelled(key)}
         bounded = _bounder(bounds.of(sorted(keys)))
+        if joint := bounds.joint(keys):
+            bounded = _joint_bounder(bounded, joint)
         for form in (form for generation in instrument.generations for form in generation):
             if instrument.operation == "llm_call":
                 preparers[form.name] = _layered(bounded, instrument.name, timed=instrument.unit == "s")
@@ -144,6 +147,21 @@ def _bounder(bounds: tuple[tuple[str, Bound], ...]) -> Prepare:
             except TypeError:  # a collection cannot be looked up; its label is its text
                 changed[key] = admit(text_of(value))
         return {**attributes, **changed} if changed else attributes
+
+    return prepare
+
+
+def _joint_bounder(bounded: Prepare, joint: tuple[tuple[tuple[str, ...], Bound], ...]) -> Prepare:
+    """Bound, after each attribute by itself, those that make one label together."""
+
+    def prepare(attributes: Any, context: Context | None, amount: float) -> Any:
+        attributes = bounded(attributes, context, amount)
+        for keys, bound in joint:
+            if attributes and all(attributes.get(key) is not None for key in keys):
+                values = tuple(attributes[key] for key in keys)
+                if values not in bound.admitted and bound.admit(values) is OTHER:
+                    attributes = {**attributes, **dict.fromkeys(keys, OTHER)}
+        return attributes
 
     return prepare
 

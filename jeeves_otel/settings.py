@@ -235,7 +235,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("METRICS_PORT", "metrics_port", _port, "a port", "9090", "Port of the /metrics server; 0 turns it off."),
     Variable("METRICS_HOST", "metrics_host", str, "an address", "127.0.0.1", "Address of the /metrics server; 0.0.0.0 in a container that is scraped from outside."),
     Variable("JEEVES_OTEL_PROFILES", "profiles", _list, "a list", "jeeves", "Profiles of promised metrics, by name or path of a YAML file, separated by commas."),
-    Variable("JEEVES_OTEL_NAMES", "names", _choice(*NAMES), "one of views, semconv, both", "views", "Which names leave over OTLP: the promised ones (views), the conventions' (semconv), or both."),
+    Variable("JEEVES_OTEL_NAMES", "names", _choice(*NAMES), "one of views, semconv, both", "views", "Which names leave over OTLP: the promised ones (views), the conventions' (semconv), or both; with both, an instrument of ours whose name Prometheus would turn into a promised one stays behind."),
     Variable("JEEVES_OTEL_UNMAPPED", "unmapped", _choice(*UNMAPPED), "one of pass, drop", "pass", "What becomes of metrics that no view maps: pass them on under their standard names, or drop them."),
     Variable("JEEVES_OTEL_DECLARE", "declared", _declared, "a list of label sets", "", "Label sets that exist with 0 from the start and always keep their names: `agent=planner|writer; provider=openai,model=gpt-4o`."),
     Variable("JEEVES_OTEL_RUNTIME_METRICS", "runtime_metrics", _truth, "true or false", "true", "Whether metrics of the process and the Python runtime are measured."),

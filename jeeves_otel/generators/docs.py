@@ -68,7 +68,8 @@ def settings_page(settings: Sequence[tuple[str, str, str]]) -> str:
         "|---|---|---|",
     ]
     lines += [
-        f"| `{name}` | {f'`{default}`' if default else 'unset'} | {_cell(meaning)} |" for name, default, meaning in settings
+        f"| `{name}` | {f'`{default}`' if default else 'unset'} | {_cell(meaning)} |"
+        for name, default, meaning in settings
     ]
     return "\n".join(lines) + "\n"
 

@@ -158,13 +158,25 @@ class Twin:
         self._expect_agent(name, duration_s, failed=error is not None)
 
     def event_agent(self) -> None:
-        """A run as a context manager with a tool inside."""
+        """A run as a context manager with a tool inside, which takes all of its time."""
         name, failed = self.rng.choice(AGENTS), self.rng.random() < 0.3
         with suppress(ValueError), api.agent(name), api.tool("search"):
             duration_s = self._pass_time()
             if failed:
                 raise ValueError
         self._expect_agent(name, duration_s, failed=failed)
+        self._expect_tool("search", duration_s, failed=failed)
+
+    def _expect_tool(self, name: str, duration_s: float, *, failed: bool) -> None:
+        self.oracle.add("jeeves_tool_calls_total", tool=name, status="error" if failed else "success")
+        self.oracle.observe("jeeves_tool_duration_seconds", duration_s, tool=name)
+
+    def event_tool_that_timed_itself(self) -> None:
+        """A finished execution."""
+        name, error = self.rng.choice(("search", "calculator")), self._sometimes(*ERRORS)
+        duration_s = self._value_for("jeeves_tool_duration_seconds")
+        api.record_tool(name, duration_s, agent="planner", error_type=error)
+        self._expect_tool(name, duration_s, failed=error is not None)
 
     def event_routing(self) -> None:
         """A routing decision."""

@@ -85,6 +85,8 @@ def test_any_text_can_be_sent(value: str) -> None:
         ("jeeves_llm_tokens_total", "type", {"gen_ai.token.type": "output"}, "completion"),
         ("jeeves_grpc_requests_total", "method", {"rpc.method": "s/m"}, "/s/m"),
         ("jeeves_grpc_requests_total", "method", {"rpc.service": "s", "rpc.method": "m"}, "/s/m"),
+        ("jeeves_grpc_requests_total", "method", {"rpc.service": "s", "rpc.method": "s/m"}, "/s/m"),
+        ("jeeves_grpc_requests_total", "method", {"rpc.service": "s", "rpc.method": "system/m"}, "/s/system/m"),
         ("jeeves_grpc_requests_total", "method", {"rpc.service": "s"}, "/_OTHER"),
         ("jeeves_grpc_requests_total", "method", {"rpc.service": "", "rpc.method": "m"}, "/m"),
         ("jeeves_grpc_requests_total", "status", {"rpc.response.status_code": "OK"}, "success"),

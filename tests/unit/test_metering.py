@@ -137,6 +137,20 @@ def test_a_promised_label_of_many_values_is_bounded_before_it_is_aggregated(pipe
     assert pipeline.bounds.overflowed() == {"gen_ai.agent.name": 72}
 
 
+def test_services_times_methods_are_bounded_together(pipeline: Pipeline) -> None:
+    """Conventions up to 1.38 say service and method apart; 60 times 60 of them are one label of 200 values."""
+    histogram = pipeline.meter_provider.get_meter("library").create_histogram("rpc.server.duration", "ms")
+    for service in range(60):
+        for method in range(60):
+            histogram.record(1.0, {"rpc.service": f"s{service}", "rpc.method": f"m{method}", "rpc.grpc.status_code": 0})
+    counts = pipeline.counts_by("jeeves_grpc_requests_total", "method")
+
+    assert (len(counts), sum(counts.values())) == (201, 3600)
+    assert counts["/s0/m0"] == 1
+    assert counts["/other/other"] == 3400
+    assert pipeline.bounds.overflowed() == {"rpc.method": 3400}
+
+
 def test_attributes_of_the_caller_are_never_changed(pipeline: Pipeline) -> None:
     """A library may use one dictionary for all its measurements."""
     attributes: dict[str, Any] = {"gen_ai.operation.name": "chat", "gen_ai.request.model": ["a"]}

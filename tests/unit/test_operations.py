@@ -188,14 +188,6 @@ def _interrupt_status(ending: str) -> str:
     return "expired" if "timeout" in ending else "cancelled"
 
 
-def _tool_counts(pipeline: Pipeline) -> dict[str, float]:
-    counts: dict[str, float] = {}
-    for (name, labels), value in pipeline.samples().items():
-        if name == "jeeves_tool_duration_seconds_count":
-            counts["error" if "error_type" in dict(labels) else "success"] = value
-    return counts
-
-
 def _in_flight(pipeline: Pipeline, name: str) -> float:
     return pipeline.samples()[name, ()]
 
@@ -217,7 +209,7 @@ PROMISES = {
     ),
     "tool": Promise(
         lambda: tool("search"),
-        _tool_counts,
+        lambda p: p.counts_by("jeeves_tool_calls_total", "status"),
         lambda ending: {_status(ending): 1},
         ("execute_tool search", SpanKind.INTERNAL),
         lambda ending: _status(ending) == "error",

@@ -30,7 +30,11 @@ def scrape_group() -> Group:
     requests = prom.Counter("http_requests", "x", ["method", "path", "status_code"], registry=by_hand)
     for number, (method, path) in enumerate(_SERIES):
         value = number % 97 / 10
-        attributes = {"http.request.method": method, "http.route": path, "http.response.status_code": 200}
+        attributes: dict[str, str | int] = {
+            "http.request.method": method,
+            "http.route": path,
+            "http.response.status_code": 200,
+        }
         ours.record(value, attributes)
         stock.record(value, attributes)
         seconds.labels(method, path).observe(value)

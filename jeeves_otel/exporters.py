@@ -7,7 +7,6 @@ said once and counted, in place of the log line per attempt of the stock ones.
 
 from __future__ import annotations
 
-import logging
 import os
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -42,7 +41,7 @@ _CONSOLE = {
 
 
 class ExporterMissing(LookupError):
-    """An exporter is not installed; the message says how to get it."""
+    """An exporter cannot be had; the message says how to get it."""
 
 
 class ExportFailed(Exception):
@@ -53,8 +52,9 @@ def exporter_class(signal: str, name: str, settings: Settings) -> type[Any]:
     """Return the exporter class *name* for ``traces``, ``metrics`` or ``logs``.
 
     Raises:
-        ExporterMissing: It is not installed.
+        ExporterMissing: It is not installed, or its endpoint cannot be one.
     """
+    _refuse_without_scheme(signal, name, settings)
     protocol = {"otlp_proto_http": "http/protobuf", "otlp_proto_grpc": "grpc"}.get(name, settings.protocol_for(signal))
     if name in {"otlp", "otlp_proto_http", "otlp_proto_grpc"}:
         return _imported(_OTLP[signal, protocol], f"OTLP over {protocol}", "pip install 'jeeves-otel[grpc]'")
@@ -66,6 +66,14 @@ def exporter_class(signal: str, name: str, settings: Settings) -> type[Any]:
     raise ExporterMissing(
         f"there is no {signal} exporter `{name}`; use otlp, console or none, or install the package that brings it"
     )
+
+
+def _refuse_without_scheme(signal: str, name: str, settings: Settings) -> None:
+    if name.startswith("otlp") and settings.protocol_for(signal) != "grpc":
+        target = endpoint(signal, settings)
+        if not target.startswith(("http://", "https://")):
+            place = target.rpartition("@")[2]  # without a scheme, mask cannot see where user information ends
+            raise ExporterMissing(f"the endpoint {place} has no scheme; write http://{place}")
 
 
 def reporting(cls: type[Any], signal: str, target: str, translate: Translate | None = None) -> type[Any]:
@@ -88,14 +96,6 @@ def reporting(cls: type[Any], signal: str, target: str, translate: Translate | N
 
     Reporting.__name__ = Reporting.__qualname__ = cls.__name__
     return Reporting
-
-
-def quieten_stock_loggers() -> None:
-    """Silence the stock exporters' line per attempt; `reporting` says it once, with what follows from it."""
-    for name in (*(module for module, _ in _OTLP.values()), f"{_GRPC}.exporter", "opentelemetry.exporter.http"):
-        logger = logging.getLogger(name)
-        if logger.level == logging.NOTSET:
-            logger.setLevel(logging.CRITICAL)
 
 
 def endpoint(signal: str, settings: Settings) -> str:

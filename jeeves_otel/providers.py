@@ -7,7 +7,6 @@ out and why. Made from public constructors, because the SDK's own start-up path 
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, entry_points, version
@@ -15,7 +14,13 @@ from time import time_ns
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.metrics import CallbackOptions, Observation
-from opentelemetry.sdk.metrics import MeterProvider as SdkMeterProvider
+from opentelemetry.sdk.metrics import (
+    AlwaysOffExemplarFilter,
+    AlwaysOnExemplarFilter,
+    ExemplarFilter,
+    MeterProvider as SdkMeterProvider,
+    TraceBasedExemplarFilter,
+)
 from opentelemetry.sdk.metrics.export import (
     InMemoryMetricReader,
     MetricExporter,
@@ -27,9 +32,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import IdGenerator, RandomIdGenerator
 
-from jeeves_otel import failsafe
+from jeeves_otel import failsafe, stock_logs
 from jeeves_otel.cardinality import Bounds
-from jeeves_otel.exporters import ExporterMissing, endpoint, exporter_class, quieten_stock_loggers, reporting
+from jeeves_otel.exporters import ExporterMissing, endpoint, exporter_class, reporting
 from jeeves_otel.metering import MeterProvider
 from jeeves_otel.prometheus import PrometheusCollector
 from jeeves_otel.sampling import SamplerUnknown, default_sampler, describe_sampler, sampler_from
@@ -50,6 +55,11 @@ if TYPE_CHECKING:
 
 # Every Python child of a launched application is launched too. It finds here who has the port, and does not complain.
 _PAGE_OF_PARENT = "_JEEVES_OTEL_PAGE"
+_EXEMPLAR_FILTERS: dict[str, Callable[[], ExemplarFilter]] = {
+    "trace_based": TraceBasedExemplarFilter,
+    "always_on": AlwaysOnExemplarFilter,
+    "always_off": AlwaysOffExemplarFilter,
+}
 
 
 @dataclass(slots=True)
@@ -89,27 +99,11 @@ class Telemetry:
                     stop()
 
 
-class _NoFalseConflicts(logging.Filter):
-    """Drop the SDK's warning about one view that shapes the same instrument in two scopes, which translation merges.
-
-    opentelemetry-sdk 1.45 compares names without scopes. Remove when it compares scopes too.
-    """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        conflict = "conflicting metrics identities" in str(record.msg)
-        return not (conflict and isinstance(record.args, tuple) and record.args[0] is record.args[1])
-
-
-_STORAGE_LOG = logging.getLogger("opentelemetry.sdk.metrics._internal.metric_reader_storage")
-_NO_FALSE_CONFLICTS = _NoFalseConflicts()
-
-
 def build(settings: Settings, registry: Registry) -> Telemetry:
     """Return providers for *settings*; an output that cannot be made is left out and named in ``problems``."""
     problems: list[str] = []
     outputs: list[str] = []
-    quieten_stock_loggers()
-    _STORAGE_LOG.addFilter(_NO_FALSE_CONFLICTS)
+    stock_logs.tame()
     resource = Resource.create({"telemetry.distro.name": "jeeves-otel", "telemetry.distro.version": package_version()})
     started = time_ns()
     bounds = Bounds(registry, settings.declared_labels)
@@ -120,6 +114,7 @@ def build(settings: Settings, registry: Registry) -> Telemetry:
         metric_readers=[*([page_reader] if page_reader else []), *readers],
         resource=resource,
         views=sdk_views(registry, keep_semconv=settings.names != "views"),
+        exemplar_filter=_EXEMPLAR_FILTERS[settings.exemplar_filter](),
     )
     meter_provider = MeterProvider(inner, registry, bounds)
     _observe_ourselves(meter_provider, bounds)
@@ -236,7 +231,8 @@ def _serve(telemetry: Telemetry) -> None:
                 continue
             telemetry.problems.append(
                 f"no /metrics server: {place} cannot be bound ({error.strerror or error}); choose another port "
-                f"with {variable}, or turn it off with {variable}=0. The application runs on."
+                f"with {variable}, another address with {variable.replace('PORT', 'HOST')}, or turn it off with "
+                f"{variable}=0. The application runs on."
             )
         else:
             os.environ[_PAGE_OF_PARENT] = place

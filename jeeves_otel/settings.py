@@ -25,6 +25,7 @@ _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
 NAMES = ("views", "semconv", "both")
 UNMAPPED = ("pass", "drop")
 PROTOCOLS = ("http/protobuf", "grpc")
+EXEMPLAR_FILTERS = ("trace_based", "always_on", "always_off")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -61,6 +62,7 @@ class Settings:
     otlp_logs_protocol: str | None = None
     sampler: str = "parentbased_traceidratio"
     sampler_arg: str | None = None
+    exemplar_filter: str = "trace_based"
     id_generator: str = "random"
     config_file: str | None = None
     metric_export_interval_s: float = 15.0
@@ -251,6 +253,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("OTEL_EXPORTER_OTLP_LOGS_PROTOCOL", "otlp_logs_protocol", _choice(*PROTOCOLS), "one of http/protobuf, grpc", "", "Protocol of OTLP for log records only."),
     Variable("OTEL_TRACES_SAMPLER", "sampler", str, "a sampler", "parentbased_traceidratio", "Head sampler; always_on for tail sampling in a gateway."),
     Variable("OTEL_TRACES_SAMPLER_ARG", "sampler_arg", str, "an argument", "0.1 with the default sampler", "Argument of the sampler; ratio, 0..1."),
+    Variable("OTEL_METRICS_EXEMPLAR_FILTER", "exemplar_filter", _choice(*EXEMPLAR_FILTERS), "one of trace_based, always_on, always_off", "trace_based", "Which measurements may become exemplars: those inside sampled spans, all, or none."),
     Variable("OTEL_PYTHON_ID_GENERATOR", "id_generator", str, "an id generator", "random", "Generator of trace and span ids: random, or any that is installed."),
     Variable("OTEL_CONFIG_FILE", "config_file", str, "a path", "", "Declarative configuration of OpenTelemetry. Not read, because it knows no views of this package; one line says so."),
     Variable("OTEL_METRIC_EXPORT_INTERVAL", "metric_export_interval_s", _milliseconds, "a time in milliseconds", "15000", "Time between two exports of metrics, in milliseconds."),

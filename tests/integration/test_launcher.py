@@ -204,6 +204,34 @@ def test_typos_and_bad_values_are_named_with_the_way_out_and_defaults_hold() -> 
     assert len(app.lines) == 7
 
 
+@pytest.mark.parametrize(
+    ("settings", "says", "never"),
+    [
+        ({"OTEL_BSP_SCHEDULE_DELAY": "abc"}, "Unable to parse value for OTEL_BSP_SCHEDULE_DELAY", "Traceback"),
+        ({"OTEL_EXPORTER_OTLP_HEADERS": "canary"}, "OTEL_EXPORTER_OTLP_HEADERS: a header is not of the form", "canary"),
+        ({"OTEL_METRICS_EXEMPLAR_FILTER": "traced"}, "did you mean `trace_based`?", "could not start"),
+        ({"METRICS_HOST": "256.1.1.1"}, "another address with METRICS_HOST", "Traceback"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "me:canary@localhost:4318"}, "write http://localhost:4318", "canary"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "a"}, "Invalid key value resource attribute pair", "Traceback"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_values_that_the_sdk_reads_by_itself_cost_one_line_and_no_telemetry(
+    settings: dict[str, str], says: str, never: str
+) -> None:
+    """A bad standard variable is said in words, shows no secret, and leaves everything else at work."""
+    with launched(
+        "events.py", OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="*", METRICS_PORT=str(free_port()), **settings
+    ) as app:
+        app.wait_ready()
+        assert app.finish() == 0
+        log = app.log
+
+    assert says in log
+    assert never not in log
+    assert "jeeves-otel 0" in log
+
+
 def test_secrets_are_printed_nowhere() -> None:
     """Headers and user information of an endpoint stay out of every line that is written."""
     settings = {

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keep what the SDK and the exporters log short, true and free of secrets.
+
+In: the loggers of opentelemetry 1.45. Out: the same loggers without a line per failed attempt (`exporters` says it
+once), without tracebacks for a number that is none, without header values, and without one warning that is false.
+"""
+
+from __future__ import annotations
+
+import logging
+
+_EXPORTERS = (
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "opentelemetry.exporter.otlp.proto.http.metric_exporter",
+    "opentelemetry.exporter.otlp.proto.http._log_exporter",
+    "opentelemetry.exporter.otlp.proto.grpc.exporter",
+    "opentelemetry.exporter.http",
+)
+
+
+class _NoFalseConflicts(logging.Filter):
+    """Drop the warning about one view that shapes the same instrument in two scopes, which translation merges.
+
+    The SDK compares names without scopes. Remove when it compares scopes too.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        conflict = "conflicting metrics identities" in str(record.msg)
+        return not (conflict and isinstance(record.args, tuple) and record.args[0] is record.args[1])
+
+
+class _NoHeaderValues(logging.Filter):
+    """Name the variable, once, instead of quoting a malformed header, which may be a token, for every exporter."""
+
+    said = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if str(record.msg).startswith("Header format invalid"):
+            if self.said:
+                return False
+            self.said = True
+            record.msg = (
+                "OTEL_EXPORTER_OTLP_HEADERS: a header is not of the form name=value, URL-encoded; it is left out"
+            )
+            record.args = ()
+        return True
+
+
+class _NoTracebacks(logging.Filter):
+    """Leave the traceback off a line that says all there is to say."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if str(record.msg).startswith("Unable to parse value"):
+            record.exc_info = record.exc_text = None
+        return True
+
+
+# One of each: adding a filter that is there already does nothing.
+_FILTERS: tuple[tuple[str, logging.Filter], ...] = (
+    ("opentelemetry.sdk.metrics._internal.metric_reader_storage", _NoFalseConflicts()),
+    ("opentelemetry.util.re", _NoHeaderValues()),
+    ("opentelemetry.sdk.trace.export", _NoTracebacks()),
+    ("opentelemetry.sdk._logs._internal.export", _NoTracebacks()),
+)
+
+
+def tame() -> None:
+    """Make the stock loggers behave; a level that the application has set stays."""
+    for name, each in _FILTERS:
+        logging.getLogger(name).addFilter(each)
+    for name in _EXPORTERS:
+        logger = logging.getLogger(name)
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.CRITICAL)

@@ -5,7 +5,7 @@
 #
 # builder/go.sum and builder/otelcol.sum hold the checksums of every module, so that each build gets the same bytes.
 # After a change of builder.yaml run `collector/build.sh --new-sums` and read the difference: it asks the checksum
-# database again, except for the Collector's own modules, which not every mirror of that database has.
+# database again, except for the Collector's own modules, whose builder that database does not list.
 set -euo pipefail
 
 version=0.144.0

@@ -86,6 +86,10 @@ class Bounds:
             for source in metric.sources:
                 for key, accepted in source.conditions.items():
                     self._extend(registry, [key], DEFAULT_LIMIT, {text for text in accepted if text is not None})
+        for instrument in registry.instruments.values():
+            # Kept where the conventions' names leave too, and then as many as values come.
+            unread = [key for key in instrument.attributes if key not in self._limits]
+            self._extend(registry, unread, DEFAULT_LIMIT, set())
         self._bounds = {key: Bound(key, limit, self._values[key]) for key, limit in self._limits.items()}
 
     def _extend(self, registry: Registry, keys: Iterable[str], limit: int, values: set[str]) -> None:

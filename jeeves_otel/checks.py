@@ -11,7 +11,7 @@ import re
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from jeeves_otel.documents import Finding, Level, did_you_mean
+from jeeves_otel.documents import Finding, Level, Place, did_you_mean
 from jeeves_otel.registry import OTHER, Registry, RegistryError, examine
 
 if TYPE_CHECKING:
@@ -48,10 +48,15 @@ def load_checked(profiles: Iterable[str]) -> Registry:
 def examine_all(profiles: Iterable[str]) -> tuple[Registry, list[Finding]]:
     """Return what could be read of *profiles*, and every finding about its shape and its content, in file order."""
     registry, shape = examine(profiles)
-    misread = {(finding.where.file, finding.where.line) for finding in shape}
-    # A line that could not be read is not judged too: one mistake gives one finding.
-    content = [finding for finding in judge(registry) if (finding.where.file, finding.where.line) not in misread]
+    misread = [finding.where for finding in shape]
+    # What could not be read is not judged too: one mistake gives one finding.
+    content = [finding for finding in judge(registry) if not any(_within(place, finding.where) for place in misread)]
     return registry, sorted([*shape, *content], key=lambda finding: (finding.where.file, finding.where.line))
+
+
+def _within(misread: Place, judged: Place) -> bool:
+    """Return whether *misread* is *judged* itself, or its type, without which no rule of a metric can be asked."""
+    return misread.file == judged.file and misread.key in {judged.key, f"{judged.key}.type"}
 
 
 def judge(registry: Registry) -> list[Finding]:

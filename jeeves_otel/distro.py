@@ -18,8 +18,9 @@ from opentelemetry.instrumentation.distro import BaseDistro  # type: ignore[attr
 from opentelemetry.propagators.textmap import TextMapPropagator
 
 from jeeves_otel import failsafe
-from jeeves_otel.registry import RegistryError, load
-from jeeves_otel.settings import Settings
+from jeeves_otel.documents import did_you_mean
+from jeeves_otel.registry import Registry, RegistryError, load
+from jeeves_otel.settings import Settings, malformed_numbers
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -99,6 +100,9 @@ def start(environ: dict[str, str]) -> Telemetry | None:
         What was set up; None if ``OTEL_SDK_DISABLED`` is true.
     """
     settings, findings = Settings.from_env(environ)
+    for finding in malformed_numbers(environ):
+        findings.append(finding)
+        os.environ.pop(finding.where.key, None)
     _log.setLevel(settings.log_level.upper())
     for finding in findings:
         _log.warning("%s", finding)
@@ -112,6 +116,11 @@ def start(environ: dict[str, str]) -> Telemetry | None:
         return None
     failsafe.set_strict(settings.strict)
     registry = _load_registry(settings)
+    for label in sorted({label for labels in settings.declared_labels for label in labels} - _label_names(registry)):
+        _log.warning(
+            "JEEVES_OTEL_DECLARE: no metric has a label `%s`; %s", label, did_you_mean(label, _label_names(registry))
+        )
+    from jeeves_otel.closing import Closer  # noqa: PLC0415 - as below
     from jeeves_otel.prometheus import serve_current  # noqa: PLC0415 - the SDK is imported only where it is used
     from jeeves_otel.providers import build  # noqa: PLC0415 - as above
 
@@ -122,14 +131,19 @@ def start(environ: dict[str, str]) -> Telemetry | None:
         from opentelemetry._logs import set_logger_provider  # noqa: PLC0415 - only where log records leave
 
         set_logger_provider(built.logger_provider)
-    serve_current(built.collector)
+    serve_current(built.page if settings.metrics_exporters else None)
+    Closer(built.stops(), settings.exit_timeout_s)
     for problem in built.problems:
         _log.warning("%s", problem)
     _log.info("%s", built.summary())
     return built
 
 
-def _load_registry(settings: Settings) -> Any:
+def _label_names(registry: Registry) -> set[str]:
+    return {label.name for metric in registry.metrics.values() for label in metric.labels}
+
+
+def _load_registry(settings: Settings) -> Registry:
     """Return the registry of the profiles asked for, or the default one if they cannot be used."""
     from jeeves_otel.checks import load_checked  # noqa: PLC0415 - only at start
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, field
 from enum import Enum
+from math import isfinite
 from typing import TYPE_CHECKING
 
 import yaml
@@ -122,7 +123,8 @@ class Node:
             self._report_unknown(entries, list(known))
         for key in required:
             if key not in entries:
-                self.report("missing-key", f"`{key}` is missing", f"add `{key}: …`")
+                place = Place(self.where.file, self.where.line, f"{self.where.key}.{key}".lstrip("."))
+                self._document.report("missing-key", place, f"`{key}` is missing", f"add `{key}: …`")
         return entries
 
     def _report_unknown(self, entries: dict[str, Node], known: list[str]) -> None:
@@ -165,9 +167,22 @@ class Node:
     def number(self) -> float:
         """Return the scalar as a float, 0.0 if it is none."""
         if isinstance(self._raw, yaml.ScalarNode) and self._raw.tag in {_INT, _FLOAT}:
-            return float(self._raw.value)
-        self.report("not-a-number", "a number is expected here", "write it without quotes, for example 0.5")
+            value = _decimal(self._raw.value)
+            if value is not None:
+                return value
+        self.report(
+            "not-a-number", "a number is expected here", "write a finite decimal without quotes, for example 0.5"
+        )
         return 0.0
+
+    def whole(self, most: int) -> int:
+        """Return the scalar as a whole number, 1..*most*; 1 if it is none."""
+        if isinstance(self._raw, yaml.ScalarNode) and self._raw.tag == _INT:
+            value = _decimal(self._raw.value)
+            if value is not None and 1 <= value <= most:
+                return int(value)
+        self.report("not-a-whole-number", "a whole number is expected here", f"write a number from 1 up to {most}")
+        return 1
 
     def numbers(self) -> tuple[float, ...]:
         """Return a sequence of floats."""
@@ -179,6 +194,15 @@ class Node:
             return str(self._raw.value).lower() in {"true", "yes", "on"}
         self.report("not-a-boolean", "true or false is expected here", "write true or false, without quotes")
         return False
+
+
+def _decimal(text: str) -> float | None:
+    """Return the finite number that *text* writes in decimal; YAML also has 0x10, 1:30 and .nan, which are not meant."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if isfinite(value) else None
 
 
 def read(text: str, file: str) -> tuple[Node, Document]:

@@ -13,15 +13,12 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from jeeves_otel.failsafe import note_recovery, swallow
+from jeeves_otel.stock_logs import last_cause
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from opentelemetry.sdk.metrics.export import MetricsData
-
     from jeeves_otel.settings import Settings
-
-    Translate = Callable[[MetricsData], MetricsData]
 
 _HTTP = "opentelemetry.exporter.otlp.proto.http"
 _GRPC = "opentelemetry.exporter.otlp.proto.grpc"
@@ -76,20 +73,25 @@ def _refuse_without_scheme(signal: str, name: str, settings: Settings) -> None:
             raise ExporterMissing(f"the endpoint {place} has no scheme; write http://{place}")
 
 
-def reporting(cls: type[Any], signal: str, target: str, translate: Translate | None = None) -> type[Any]:
-    """Return a subclass of exporter *cls* that translates what it gets, and reports what it cannot deliver to *target*."""
+def reporting(cls: type[Any], signal: str, target: str, change: Callable[[Any], Any] | None = None) -> type[Any]:
+    """Return a subclass of exporter *cls* that changes what it gets (translation, redaction), and reports what it cannot deliver to *target*."""
     site = f"export.{signal}"
-    hint = f"{signal} do not reach {target} (does a Collector listen there?); the application is not affected"
+
+    def hint() -> str:
+        cause = last_cause()
+        if not cause.startswith("answered"):
+            cause = f"{cause}: does a Collector listen there?".removeprefix(": ")
+        return f"{signal} do not reach {target} ({cause}); the application is not affected"
 
     class Reporting(cls):  # type: ignore[misc]  # the base is chosen at run time
         def export(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
             try:
-                result = super().export(batch if translate is None else translate(batch), *args, **kwargs)
+                result = super().export(batch if change is None else change(batch), *args, **kwargs)
             except Exception as error:  # noqa: BLE001 - the SDK's export threads end on an exception
-                swallow(site, error, hint)
+                swallow(site, error, hint())
                 return _failure(signal)
             if result is not None and result.name != "SUCCESS":
-                swallow(site, ExportFailed(), hint)
+                swallow(site, ExportFailed(), hint())
             else:
                 note_recovery(site)
             return result

@@ -7,6 +7,8 @@ In: a collector, host and port. Out: ``/metrics`` over HTTP/1.1, compressed wher
 from __future__ import annotations
 
 import gzip
+import socket
+import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -32,7 +34,7 @@ class MetricsServer:
 
     def __init__(self, collector: PrometheusCollector, host: str, port: int) -> None:
         handler = type("Handler", (_Handler,), {"collector": collector})
-        self._server = _Server((host, port), handler)
+        self._server = _Server(host, port, handler)
         self.host = host
         self.port: int = self._server.server_address[1]
         Thread(target=self._server.serve_forever, name="jeeves-otel-metrics", daemon=True).start()
@@ -44,6 +46,19 @@ class MetricsServer:
 
 
 class _Server(ThreadingHTTPServer):
+    """The server, over IPv4 or IPv6, that keeps a scraper's hang-up to itself."""
+
+    def __init__(self, host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
+        # Looked up before the socket is made, because its family depends on the address.
+        self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        super().__init__((host, port), handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Count what is ours; a scraper that has gone away is nobody's failure."""
+        error = sys.exception()
+        if isinstance(error, Exception) and not isinstance(error, OSError):
+            swallow("prometheus.send", error)
+
     daemon_threads = True
     # Two processes must not share the port: each would answer with its own part of the counts.
     allow_reuse_port = False

@@ -316,7 +316,7 @@ class Operation(Generic[H]):
             wrapped: Callable[..., Any] = self._around_async_generator(function)
         elif inspect.isgeneratorfunction(function):
             wrapped = self._around_generator(function)
-        elif inspect.iscoroutinefunction(function):
+        elif inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004 - its kind is asked, not whether it is there
             wrapped = self._around_coroutine(function)
         else:
             wrapped = self._around(function)

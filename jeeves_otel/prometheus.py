@@ -98,13 +98,19 @@ def wants_openmetrics(accept: str) -> bool:
 
 # ---- a route of the application --------------------------------------------------------------------------------------
 
-_current: PrometheusCollector | None = None
+_current: Callable[[], PrometheusCollector] | None = None
 
 
-def serve_current(collector: PrometheusCollector | None) -> None:
-    """Make *collector* the one that `MetricsMiddleware` answers from."""
+def serve_current(page: Callable[[], PrometheusCollector] | None) -> None:
+    """Make *page* what `MetricsMiddleware` answers from: a function, because a page that nobody serves is never made."""
     global _current  # noqa: PLW0603 - one page per process
-    _current = collector
+    _current = page
+
+
+_NO_PAGE = (
+    b"No metrics here: start the service with opentelemetry-instrument, without OTEL_SDK_DISABLED=true "
+    b"and OTEL_METRICS_EXPORTER=none.\n"
+)
 
 
 class MetricsMiddleware:
@@ -124,7 +130,8 @@ class MetricsMiddleware:
 
     def __init__(self, app: AsgiApp, collector: PrometheusCollector | None = None) -> None:
         self.app = app
-        self._collector = collector
+        # Asked for now and not at the first scrape, because a page shows what is measured after it was made.
+        self._collector = collector if collector is not None or _current is None else _current()
 
     def __getattr__(self, name: str) -> Any:
         """Be the application for whoever looks at its attributes (``app.state``, ``app.router``…)."""
@@ -141,9 +148,9 @@ class MetricsMiddleware:
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
     async def _respond(self, scope: Scope) -> tuple[int, bytes, str]:
-        collector = self._collector or _current
+        collector = self._collector or (_current() if _current is not None else None)
         if collector is None:
-            return 503, b"No telemetry: start the service with opentelemetry-instrument.\n", "text/plain; charset=utf-8"
+            return 503, _NO_PAGE, "text/plain; charset=utf-8"
         accept = b",".join(value for key, value in scope["headers"] if key == b"accept").decode("latin-1")
         try:
             page, content_type = await _in_thread(lambda: collector.page(accept))

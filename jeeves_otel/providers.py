@@ -37,6 +37,7 @@ from jeeves_otel.cardinality import Bounds
 from jeeves_otel.exporters import ExporterMissing, endpoint, exporter_class, reporting
 from jeeves_otel.metering import MeterProvider
 from jeeves_otel.prometheus import PrometheusCollector
+from jeeves_otel.redaction import without_content
 from jeeves_otel.sampling import SamplerUnknown, default_sampler, describe_sampler, sampler_from
 from jeeves_otel.settings import mask
 from jeeves_otel.translation import Translator
@@ -53,8 +54,8 @@ if TYPE_CHECKING:
     from jeeves_otel.settings import Settings
 
 
-# Every Python child of a launched application is launched too. It finds here who has the port, and does not complain.
-_PAGE_OF_PARENT = "_JEEVES_OTEL_PAGE"
+# Every Python child of a launched application is launched too. It finds here which ports its parent has.
+_PAGES = "_JEEVES_OTEL_PAGES"
 _EXEMPLAR_FILTERS: dict[str, Callable[[], ExemplarFilter]] = {
     "trace_based": TraceBasedExemplarFilter,
     "always_on": AlwaysOnExemplarFilter,
@@ -73,9 +74,10 @@ class Telemetry:
     resource: Resource
     tracer_provider: TracerProvider
     meter_provider: MeterProvider
+    translate_page: Callable[[MetricsData], MetricsData]
     logger_provider: Any = None
     collector: PrometheusCollector | None = None
-    server: MetricsServer | None = None
+    servers: list[MetricsServer] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -86,17 +88,23 @@ class Telemetry:
             service = "a service without a name (set OTEL_SERVICE_NAME)"
         return f"jeeves-otel {package_version()} for {service}: " + "; ".join(self.outputs or ["nothing is exported"])
 
-    def shutdown(self) -> None:
-        """Flush and stop everything; later measurements are dropped by the SDK."""
-        for site, stop in (
-            ("shutdown.traces", self.tracer_provider.shutdown),
-            ("shutdown.metrics", self.meter_provider.shutdown),
-            ("shutdown.logs", getattr(self.logger_provider, "shutdown", None)),
-            ("shutdown.server", getattr(self.server, "shutdown", None)),
-        ):
-            if stop is not None:
-                with failsafe.failsafe(site):
-                    stop()
+    def page(self) -> PrometheusCollector:
+        """Return the page of this process. Where no server needs it, it is made at the first call and counts from then."""
+        if self.collector is None:
+            reader = InMemoryMetricReader()
+            self.meter_provider.add_metric_reader(reader)
+            self.collector = PrometheusCollector(reader, self.translate_page)
+        return self.collector
+
+    def stops(self) -> dict[str, Callable[[], None]]:
+        """Return ``{what: function that flushes and stops it}``; each may take as long as its exporters do."""
+        stops: dict[str, Callable[[], None]] = {
+            "traces": self.tracer_provider.shutdown,
+            "metrics": self.meter_provider.shutdown,
+        }
+        if self.logger_provider is not None:
+            stops["logs"] = self.logger_provider.shutdown
+        return stops  # the servers' threads are daemons and end by themselves
 
 
 def build(settings: Settings, registry: Registry) -> Telemetry:
@@ -115,6 +123,7 @@ def build(settings: Settings, registry: Registry) -> Telemetry:
         resource=resource,
         views=sdk_views(registry, keep_semconv=settings.names != "views"),
         exemplar_filter=_EXEMPLAR_FILTERS[settings.exemplar_filter](),
+        shutdown_on_exit=False,  # closing does it, within a bounded time
     )
     meter_provider = MeterProvider(inner, registry, bounds)
     _observe_ourselves(meter_provider, bounds)
@@ -123,19 +132,19 @@ def build(settings: Settings, registry: Registry) -> Telemetry:
         resource=resource,
         tracer_provider=_tracer_provider(settings, resource, outputs, problems),
         meter_provider=meter_provider,
+        translate_page=Translator(
+            registry,
+            keep_unmapped=settings.unmapped == "pass",
+            declared=settings.declared_labels,
+            started_unix_nano=started,
+        ),
         logger_provider=_logger_provider(settings, resource, outputs, problems),
         outputs=outputs,
         problems=problems,
     )
     if page_reader is not None:
-        page_translator = Translator(
-            registry,
-            keep_unmapped=settings.unmapped == "pass",
-            declared=settings.declared_labels,
-            started_unix_nano=started,
-        )
-        telemetry.collector = PrometheusCollector(page_reader, page_translator)
-        _serve(telemetry)
+        telemetry.collector = PrometheusCollector(page_reader, telemetry.translate_page)
+        _serve(telemetry, telemetry.collector)
     return telemetry
 
 
@@ -164,7 +173,8 @@ def _translation(settings: Settings, registry: Registry, started: int) -> Callab
 
 
 def _page_reader(settings: Settings) -> InMemoryMetricReader | None:
-    wanted = settings.metrics_port is not None or "prometheus" in settings.metrics_exporters
+    standard = "prometheus" in settings.metrics_exporters and settings.prometheus_port
+    wanted = settings.metrics_port is not None or standard
     return InMemoryMetricReader() if wanted else None
 
 
@@ -210,33 +220,41 @@ def _observe_ourselves(provider: MeterProvider, bounds: Bounds) -> None:
     meter.create_observable_counter("jeeves_otel.overflowed_measurements", [overflowed], "{measurement}")
 
 
-def _serve(telemetry: Telemetry) -> None:
-    settings, collector = telemetry.settings, telemetry.collector
-    if collector is None:
-        return
+def _serve(telemetry: Telemetry, collector: PrometheusCollector) -> None:
     from jeeves_otel.metrics_server import MetricsServer  # noqa: PLC0415 - http.server only where it serves
 
+    settings = telemetry.settings
     places = []
     if settings.metrics_port is not None:
         places.append(("METRICS_PORT", settings.metrics_host, settings.metrics_port))
-    if "prometheus" in settings.metrics_exporters:
+    if "prometheus" in settings.metrics_exporters and settings.prometheus_port:
         places.append(("OTEL_EXPORTER_PROMETHEUS_PORT", settings.prometheus_host, settings.prometheus_port))
+    of_parent = os.environ.get(_PAGES, "").split(",")
+    served = []
     for variable, host, port in places:
-        place = f"{host}:{port}"
+        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            telemetry.server = MetricsServer(collector, host, port)
+            telemetry.servers.append(MetricsServer(collector, host, port))
         except OSError as error:
-            if os.environ.get(_PAGE_OF_PARENT) == place:
-                telemetry.outputs.insert(0, f"no page of its own: the process that started this one serves {place}")
-                continue
-            telemetry.problems.append(
-                f"no /metrics server: {place} cannot be bound ({error.strerror or error}); choose another port "
-                f"with {variable}, another address with {variable.replace('PORT', 'HOST')}, or turn it off with "
-                f"{variable}=0. The application runs on."
-            )
+            telemetry.problems.append(_no_page(variable, place, error, parent_has_it=place in of_parent))
         else:
-            os.environ[_PAGE_OF_PARENT] = place
-            telemetry.outputs.insert(0, f"metrics → http://{host}:{telemetry.server.port}/metrics")
+            served.append(place)
+            telemetry.outputs.insert(0, f"metrics → http://{place}/metrics")
+    if served:
+        os.environ[_PAGES] = ",".join(served)
+
+
+def _no_page(variable: str, place: str, error: OSError, *, parent_has_it: bool) -> str:
+    if parent_has_it:
+        return (
+            f"process {os.getpid()}: {place} is the page of the process that started this one, and does not hold what "
+            "this one measures; OTLP and jeeves_otel.prometheus.MetricsMiddleware do"
+        )
+    return (
+        f"no /metrics server: {place} cannot be bound ({error.strerror or error}); choose another port with {variable}, "
+        f"another address with {variable.replace('PORT', 'HOST')}, or turn it off with {variable}=0. "
+        "The application runs on."
+    )
 
 
 # ---- traces and logs -------------------------------------------------------------------------------------------------
@@ -244,11 +262,17 @@ def _serve(telemetry: Telemetry) -> None:
 
 def _tracer_provider(settings: Settings, resource: Resource, outputs: list[str], problems: list[str]) -> TracerProvider:
     sampler = _sampler(settings, problems)
-    provider = TracerProvider(sampler=sampler, resource=resource, id_generator=_id_generator(settings, problems))
+    provider = TracerProvider(
+        sampler=sampler,
+        resource=resource,
+        id_generator=_id_generator(settings, problems),
+        shutdown_on_exit=False,  # as above
+    )
+    strip = None if settings.content == "keep" else without_content
     for name in settings.traces_exporters:
         try:
             exporter = reporting(
-                exporter_class("traces", name, settings), "traces", _target("traces", name, settings)
+                exporter_class("traces", name, settings), "traces", _target("traces", name, settings), strip
             )()
             provider.add_span_processor(BatchSpanProcessor(exporter))
             outputs.append(f"traces ({describe_sampler(sampler)}) → {_target('traces', name, settings)}")
@@ -284,7 +308,7 @@ def _logger_provider(settings: Settings, resource: Resource, outputs: list[str],
     from opentelemetry.sdk._logs import LoggerProvider  # noqa: PLC0415 - only where log records leave
     from opentelemetry.sdk._logs.export import BatchLogRecordProcessor  # noqa: PLC0415 - as above
 
-    provider = LoggerProvider(resource=resource)
+    provider = LoggerProvider(resource=resource, shutdown_on_exit=False)
     for name in settings.logs_exporters:
         try:
             exporter = reporting(exporter_class("logs", name, settings), "logs", _target("logs", name, settings))()

@@ -26,6 +26,8 @@ MERGES = ("sum", "min", "max", "last")
 STABILITIES = ("stable", "release_candidate", "development", "project")
 OTHER = "other"
 DEFAULT_LIMIT = 100
+MOST_VALUES = 10_000
+OPERATIONS = ("agent", "llm_call", "tool")
 ALWAYS_ON = "internal"
 
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
@@ -191,6 +193,15 @@ class _Draft:
     findings: list[Finding] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class _Shared:
+    """What the metrics of one profile share: label definitions, value maps, and which definitions were used."""
+
+    labels: Mapping[str, Node]
+    maps: Mapping[str, Mapping[str, str]]
+    used: set[str] = field(default_factory=set)
+
+
 def load(profiles: Iterable[str] = ("jeeves",)) -> Registry:
     """Return the registry with *profiles* (names or paths of YAML files) and what they include.
 
@@ -208,7 +219,7 @@ def examine(profiles: Iterable[str]) -> tuple[Registry, list[Finding]]:
     draft = _Draft()
     _read_instruments(draft, DATA / "instruments.yaml")
     for profile in (*profiles, ALWAYS_ON):
-        _read_profile(draft, profile, Place("JEEVES_OTEL_PROFILES", 0))
+        _read_profile(draft, profile, Place("profiles", 0))
     registry = Registry(
         MappingProxyType(draft.instruments),
         tuple(draft.profiles.values()),
@@ -243,7 +254,8 @@ def _read_spellings(draft: _Draft, node: Node) -> None:
 
 
 def _read_instrument_list(draft: _Draft, node: Node) -> None:
-    for name, entry in node.fields().items():
+    for written, entry in node.fields().items():
+        name = written.lower()  # as the SDK reads it
         if name in draft.instruments:
             place = draft.instruments[name].where
             entry.report("duplicate-instrument", f"{name} is declared already, in {place}", "give it another name")
@@ -267,7 +279,7 @@ def _read_instrument(name: str, node: Node) -> Instrument:
         convention=convention,
         attributes=entry["attributes"].texts() if "attributes" in entry else (),
         bounds=entry["bounds"].numbers() if "bounds" in entry else (),
-        operation=entry["operation"].text() if "operation" in entry else "",
+        operation=entry["operation"].choice(OPERATIONS) if "operation" in entry else "",
         generations=_read_generations(entry.get("generations"), own),
         where=node.where,
     )
@@ -306,8 +318,9 @@ def _read_profile(draft: _Draft, name_or_path: str, asked: Place) -> None:
     path = _find_profile(name_or_path)
     if path is None:
         names = profile_names()
-        hint = f"{did_you_mean(name_or_path, names)} A path of your own file works too: ./my-profile.yaml"
-        draft.findings.append(Finding("unknown-profile", asked, f"there is no profile `{name_or_path}`", hint))
+        hint = f"{did_you_mean(name_or_path, names)}, or the path of a file of your own, such as ./my-profile.yaml"
+        reason = "is a path, but not of a file" if Path(name_or_path).exists() else "does not exist"
+        draft.findings.append(Finding("unknown-profile", asked, f"profile `{name_or_path}` {reason}", hint))
         return
     try:
         text = path.read_text(encoding="utf-8")
@@ -318,6 +331,9 @@ def _read_profile(draft: _Draft, name_or_path: str, asked: Place) -> None:
         )
         return
     root, document = read(text, _short(path))
+    if document.findings:  # not YAML, or nothing: what is missing in it goes without saying
+        draft.findings += document.findings
+        return
     top = root.fields(
         ("profile", "include", "value_maps", "labels", "instruments", "metrics"), required=("profile", "metrics")
     )
@@ -357,10 +373,10 @@ def _short(path: Path) -> str:
 
 def _read_metrics(draft: _Draft, profile: str, top: Mapping[str, Node], document: Document) -> tuple[Metric, ...]:
     maps = {name: _read_map(node) for name, node in top["value_maps"].fields().items()} if "value_maps" in top else {}
-    shared = top["labels"].fields() if "labels" in top else {}
+    shared = _Shared(top["labels"].fields() if "labels" in top else {}, maps)
     metrics = []
     for name, node in top["metrics"].fields().items() if "metrics" in top else ():
-        metric = _read_metric(name, node, profile, shared, maps)
+        metric = _read_metric(name, node, profile, shared)
         if name in draft.metrics:
             place = draft.metrics[name].where
             document.report(
@@ -372,6 +388,8 @@ def _read_metrics(draft: _Draft, profile: str, top: Mapping[str, Node], document
             continue
         draft.metrics[name] = metric
         metrics.append(metric)
+    for name in [name for name in shared.labels if name not in shared.used]:
+        _read_label(name, shared.labels[name], shared)  # nobody uses it; its mistakes are findings all the same
     return tuple(metrics)
 
 
@@ -379,9 +397,7 @@ def _read_map(node: Node) -> Mapping[str, str]:
     return MappingProxyType({key: value.text() for key, value in node.fields().items()})
 
 
-def _read_metric(
-    name: str, node: Node, profile: str, shared: Mapping[str, Node], maps: Mapping[str, Mapping[str, str]]
-) -> Metric:
+def _read_metric(name: str, node: Node, profile: str, shared: _Shared) -> Metric:
     known = ("type", "unit", "help", "source", "labels", "buckets", "merge", "stability")
     entry = node.fields(known, required=("type", "help", "source"))
     labels = entry["labels"].fields() if "labels" in entry else {}
@@ -391,7 +407,7 @@ def _read_metric(
         unit=entry["unit"].text() if "unit" in entry else "",
         help=entry["help"].text() if "help" in entry else "",
         sources=tuple(_read_source(source) for source in entry["source"].items()) if "source" in entry else (),
-        labels=tuple(_read_label(label, definition, shared, maps) for label, definition in labels.items()),
+        labels=tuple(_read_label(label, definition, shared) for label, definition in labels.items()),
         buckets=entry["buckets"].numbers() if "buckets" in entry else (),
         merge=entry["merge"].choice(MERGES) if "merge" in entry else "sum",
         profile=profile,
@@ -406,7 +422,7 @@ def _read_source(node: Node) -> Source:
         for key, accepted in (entry["where"].fields() if "where" in entry else {}).items()
     }
     return Source(
-        instrument=entry["instrument"].text() if "instrument" in entry else "",
+        instrument=entry["instrument"].text().lower() if "instrument" in entry else "",
         take=entry["take"].choice(TAKES) if "take" in entry else "",
         conditions=MappingProxyType(conditions),
         where=node.where,
@@ -417,20 +433,23 @@ def _values(node: Node) -> Iterable[Node]:
     return (node,) if node.is_null else node.items()
 
 
-def _read_label(name: str, node: Node, shared: Mapping[str, Node], maps: Mapping[str, Mapping[str, str]]) -> Label:
+def _read_label(name: str, node: Node, shared: _Shared) -> Label:
     if not node.is_mapping:
         wanted = node.text()
-        if wanted not in shared:
+        if wanted not in shared.labels:
             if wanted:
                 node.report(
-                    "unknown-label-definition", f"there is no label definition `{wanted}`", did_you_mean(wanted, shared)
+                    "unknown-label-definition",
+                    f"there is no label definition `{wanted}`",
+                    did_you_mean(wanted, shared.labels),
                 )
             return Label(name, (), MappingProxyType({}), "", "", None, OTHER, (), (), DEFAULT_LIMIT, False, node.where)  # noqa: FBT003 - positional only here
-        node = shared[wanted]
+        shared.used.add(wanted)
+        node = shared.labels[wanted]
     known = ("from", "map", "fold", "absent", "present", "unmapped", "values", "known", "limit", "zero")
     entry = node.fields(known, required=("from",))
     values = entry["values"].texts() if "values" in entry else ()
-    value_map = _label_map(entry.get("map"), maps)
+    value_map = _label_map(entry.get("map"), shared.maps)
     return Label(
         name=name,
         templates=tuple(Template.parse(text) for text in entry["from"].texts()) if "from" in entry else (),
@@ -441,7 +460,7 @@ def _read_label(name: str, node: Node, shared: Mapping[str, Node], maps: Mapping
         unmapped=entry["unmapped"].text() if "unmapped" in entry else (OTHER if values else "keep"),
         values=values,
         known=entry["known"].texts() if "known" in entry else (),
-        limit=int(entry["limit"].number()) if "limit" in entry else DEFAULT_LIMIT,
+        limit=entry["limit"].whole(MOST_VALUES) if "limit" in entry else DEFAULT_LIMIT,
         zero=entry["zero"].truth() if "zero" in entry else False,
         where=node.where,
     )

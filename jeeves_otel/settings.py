@@ -18,9 +18,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 PREFIX = "JEEVES_OTEL_"
+# Read by the SDK itself; opentelemetry-sdk 1.45, opentelemetry.sdk.environment_variables.
+STANDARD_NUMBERS = tuple(
+    f"OTEL_{name}"
+    for name in (
+        "ATTRIBUTE_COUNT_LIMIT", "ATTRIBUTE_VALUE_LENGTH_LIMIT", "BLRP_EXPORT_TIMEOUT", "BLRP_MAX_EXPORT_BATCH_SIZE",
+        "BLRP_MAX_QUEUE_SIZE", "BLRP_SCHEDULE_DELAY", "BSP_EXPORT_TIMEOUT", "BSP_MAX_EXPORT_BATCH_SIZE",
+        "BSP_MAX_QUEUE_SIZE", "BSP_SCHEDULE_DELAY", "EVENT_ATTRIBUTE_COUNT_LIMIT", "LINK_ATTRIBUTE_COUNT_LIMIT",
+        "LOGRECORD_ATTRIBUTE_COUNT_LIMIT", "LOGRECORD_ATTRIBUTE_VALUE_LENGTH_LIMIT", "SPAN_ATTRIBUTE_COUNT_LIMIT",
+        "SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", "SPAN_EVENT_COUNT_LIMIT", "SPAN_LINK_COUNT_LIMIT",
+    )
+)  # fmt: skip
 MASK = "***"
 _SECRET = re.compile(r"HEADERS|TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL", re.IGNORECASE)
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+_QUERY = re.compile(r"(?<=://)([^?\s]*)\?\S*")
+_STANDARD_EXPORTERS = ("otlp", "console", "prometheus", "none")
+_LONGEST_MS = 86_400_000
+_MOST_SETS = 1_000
 
 NAMES = ("views", "semconv", "both")
 UNMAPPED = ("pass", "drop")
@@ -47,7 +62,7 @@ class Variable:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the distribution was told, defaults filled in. ``repr`` masks secrets.
+    """What the distribution was told, defaults filled in. Secrets are read by the exporters and never stand here.
 
     ``metrics_port`` is None where the server is off. Intervals are seconds, > 0.
     """
@@ -77,6 +92,8 @@ class Settings:
     declared: tuple[tuple[tuple[str, str], ...], ...] = ()
     runtime_metrics: bool = True
     log_level: str = "info"
+    content: str = "drop"
+    exit_timeout_s: float = 2.0
     strict: bool = False
 
     @classmethod
@@ -119,13 +136,15 @@ def _default_port(exporters: tuple[str, ...]) -> int | None:
 
 
 def mask(name: str, value: str) -> str:
-    """Return *value* as it may be printed: secrets and user information in URLs replaced."""
-    return MASK if _SECRET.search(name) else _USERINFO.sub(f"{MASK}@", value)
+    """Return *value* as it may be printed: secrets, and user information and queries in URLs, replaced."""
+    return MASK if _SECRET.search(name) else _QUERY.sub(rf"\1?{MASK}", _USERINFO.sub(f"{MASK}@", value))
 
 
 def describe(environ: Mapping[str, str]) -> list[tuple[str, str, str, str]]:
     """Return ``(variable, value in force, where it comes from, meaning)`` for every variable, secrets masked."""
     rows = [_describe_one(variable, environ.get(variable.name, "").strip()) for variable in VARIABLES]
+    if Settings.from_env(environ)[0].metrics_port is None and rows[0][1] != "0":
+        rows[0] = (rows[0][0], "off", "because of OTEL_METRICS_EXPORTER", rows[0][3])
     others = sorted(name for name in environ if name.startswith("OTEL_") and name not in _BY_NAME)
     return rows + [(name, mask(name, environ[name]), "environment", "Read by OpenTelemetry itself.") for name in others]
 
@@ -138,6 +157,21 @@ def _describe_one(variable: Variable, given: str) -> tuple[str, str, str, str]:
         origin = f"default; {mask(variable.name, given)} is not {variable.kind}" if given else origin
         given = ""
     return variable.name, mask(variable.name, given or variable.default), origin, variable.meaning
+
+
+def malformed_numbers(environ: Mapping[str, str]) -> list[Finding]:
+    """Return a finding for each standard number that is none; its ``where.key`` names the variable.
+
+    The SDK reads these by itself, and some of them end its start where they are malformed.
+    """
+    findings = []
+    for name in STANDARD_NUMBERS:
+        text = environ.get(name, "").strip()
+        if text and not (text.isascii() and text.isdigit()):
+            message = f"`{mask(name, text)}` is not a whole number"
+            hint = "write digits only; going on with the default of OpenTelemetry"
+            findings.append(Finding("malformed-setting", Place("environment", 0, name), message, hint))
+    return findings
 
 
 def _unknown_names(environ: Mapping[str, str]) -> list[Finding]:
@@ -194,8 +228,8 @@ def _milliseconds(text: str) -> float:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value < float("inf"):
-        raise SettingsError("write milliseconds, more than 0")
+    if not 0 < value <= _LONGEST_MS:
+        raise SettingsError("write milliseconds, more than 0 and at most a day")
     return value / 1_000
 
 
@@ -204,7 +238,7 @@ def _list(text: str) -> tuple[str, ...]:
 
 
 def _exporters(text: str) -> tuple[str, ...]:
-    names = _list(text)
+    names = tuple(name.lower() if name.lower() in _STANDARD_EXPORTERS else name for name in _list(text))
     return () if "none" in names else names
 
 
@@ -228,7 +262,11 @@ def _declared(text: str) -> tuple[tuple[tuple[str, str], ...], ...]:
                 raise SettingsError(
                     "write label=value|value, more labels of one set after a comma, more sets after a semicolon"
                 )
+            if combinations and any(label == known for known, _ in combinations[0]):
+                raise SettingsError(f"the label {label} stands twice in one set; separate alternatives by |")
             combinations = [(*known, (label, value.strip())) for known in combinations for value in values.split("|")]
+            if len(sets) + len(combinations) > _MOST_SETS:
+                raise SettingsError(f"declare at most {_MOST_SETS} label sets")
         sets += combinations
     return tuple(sets)
 
@@ -242,6 +280,8 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("JEEVES_OTEL_DECLARE", "declared", _declared, "a list of label sets", "", "Label sets that exist with 0 from the start and always keep their names: `agent=planner|writer; provider=openai,model=gpt-4o`."),
     Variable("JEEVES_OTEL_RUNTIME_METRICS", "runtime_metrics", _truth, "true or false", "true", "Whether metrics of the process and the Python runtime are measured."),
     Variable("JEEVES_OTEL_LOG_LEVEL", "log_level", _choice(*LOG_LEVELS), "one of debug, info, warning, error", "info", "How much the distribution says about itself; warning leaves out the line at start."),
+    Variable("JEEVES_OTEL_CONTENT", "content", _choice("drop", "keep"), "one of drop, keep", "drop", "Whether spans keep what users may have typed: query strings, SQL text, texts of exceptions. Instrumentations put it there."),
+    Variable("JEEVES_OTEL_EXIT_TIMEOUT", "exit_timeout_s", _milliseconds, "a time in milliseconds", "2000", "Time that telemetry may take when the process exits, in milliseconds; what is not delivered by then is lost, and said."),
     Variable("JEEVES_OTEL_STRICT", "strict", _truth, "true or false", "false", "Re-raise failures of the telemetry instead of swallowing them. For tests of the telemetry itself, never in production."),
     Variable("OTEL_SDK_DISABLED", "sdk_disabled", _standard_truth, "true or false", "false", "Turns all telemetry off."),
     Variable("OTEL_TRACES_EXPORTER", "traces_exporters", _exporters, "a list", "otlp", "Where spans go: otlp, console, none, or any installed exporter."),
@@ -251,7 +291,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "otlp_traces_protocol", _choice(*PROTOCOLS), "one of http/protobuf, grpc", "", "Protocol of OTLP for spans only."),
     Variable("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "otlp_metrics_protocol", _choice(*PROTOCOLS), "one of http/protobuf, grpc", "", "Protocol of OTLP for metrics only."),
     Variable("OTEL_EXPORTER_OTLP_LOGS_PROTOCOL", "otlp_logs_protocol", _choice(*PROTOCOLS), "one of http/protobuf, grpc", "", "Protocol of OTLP for log records only."),
-    Variable("OTEL_TRACES_SAMPLER", "sampler", str, "a sampler", "parentbased_traceidratio", "Head sampler; always_on for tail sampling in a gateway."),
+    Variable("OTEL_TRACES_SAMPLER", "sampler", str.lower, "a sampler", "parentbased_traceidratio", "Head sampler; always_on for tail sampling in a gateway."),
     Variable("OTEL_TRACES_SAMPLER_ARG", "sampler_arg", str, "an argument", "0.1 with the default sampler", "Argument of the sampler; ratio, 0..1."),
     Variable("OTEL_METRICS_EXEMPLAR_FILTER", "exemplar_filter", _choice(*EXEMPLAR_FILTERS), "one of trace_based, always_on, always_off", "trace_based", "Which measurements may become exemplars: those inside sampled spans, all, or none."),
     Variable("OTEL_PYTHON_ID_GENERATOR", "id_generator", str, "an id generator", "random", "Generator of trace and span ids: random, or any that is installed."),
@@ -259,7 +299,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("OTEL_METRIC_EXPORT_INTERVAL", "metric_export_interval_s", _milliseconds, "a time in milliseconds", "15000", "Time between two exports of metrics, in milliseconds."),
     Variable("OTEL_METRIC_EXPORT_TIMEOUT", "metric_export_timeout_s", _milliseconds, "a time in milliseconds", "30000", "Time that one export of metrics may take, in milliseconds."),
     Variable("OTEL_EXPORTER_PROMETHEUS_HOST", "prometheus_host", str, "an address", "localhost", "Address of the page with OTEL_METRICS_EXPORTER=prometheus."),
-    Variable("OTEL_EXPORTER_PROMETHEUS_PORT", "prometheus_port", _port, "a port", "9464", "Port of the page with OTEL_METRICS_EXPORTER=prometheus."),
+    Variable("OTEL_EXPORTER_PROMETHEUS_PORT", "prometheus_port", _port, "a port", "9464", "Port of the page with OTEL_METRICS_EXPORTER=prometheus; 0 turns it off."),
 )  # fmt: skip
 _BY_NAME = {variable.name: variable for variable in VARIABLES}
 assert {variable.field for variable in VARIABLES} == {each.name for each in fields(Settings)}  # noqa: S101 - the table and the class are one

@@ -8,6 +8,9 @@ once), without tracebacks for a number that is none, without header values, and 
 from __future__ import annotations
 
 import logging
+import re
+
+from jeeves_otel.failsafe import failsafe
 
 _EXPORTERS = (
     "opentelemetry.exporter.otlp.proto.http.trace_exporter",
@@ -46,6 +49,32 @@ class _NoHeaderValues(logging.Filter):
         return True
 
 
+class _Cause(logging.Filter):
+    """Swallow the exporters' lines, one per attempt, and keep the reason of the last: a status code or a class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = ""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        with failsafe("stock_logs.cause"):
+            text = " ".join([record.getMessage(), *([type(record.exc_info[1]).__name__] if record.exc_info else [])])
+            found = _CODE.search(text) or _CLASS.search(text)
+            # The rest of the line may quote what the endpoint answered.
+            self.last = (f"answered {found[1]}" if found[1].isdigit() else found[1]) if found else self.last
+        return False
+
+
+_CODE = re.compile(r"\b(?:code|status)\D{0,12}([1-5]\d\d)\b", re.IGNORECASE)
+_CLASS = re.compile(r"\b(\w+(?:Error|Timeout|Exception)|StatusCode\.\w+|[A-Z]{6,}(?:_[A-Z]+)*)\b")
+_CAUSE = _Cause()
+
+
+def last_cause() -> str:
+    """Return why an export last failed, as far as the stock exporters have said; empty if they have not."""
+    return _CAUSE.last
+
+
 class _NoTracebacks(logging.Filter):
     """Leave the traceback off a line that says all there is to say."""
 
@@ -65,10 +94,8 @@ _FILTERS: tuple[tuple[str, logging.Filter], ...] = (
 
 
 def tame() -> None:
-    """Make the stock loggers behave; a level that the application has set stays."""
+    """Make the stock loggers behave."""
     for name, each in _FILTERS:
         logging.getLogger(name).addFilter(each)
     for name in _EXPORTERS:
-        logger = logging.getLogger(name)
-        if logger.level == logging.NOTSET:
-            logger.setLevel(logging.CRITICAL)
+        logging.getLogger(name).addFilter(_CAUSE)

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import socket
+import time
+import urllib.error
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.helpers import counts_by, poll_until
+from tests.helpers import counts_by, poll_until, samples_of
 from tests.integration.launching import free_port, get, launched, llm_server, scrape
 from tests.otlp import GrpcReceiver, HttpReceiver, Receiver, running
 
@@ -207,8 +209,11 @@ def test_typos_and_bad_values_are_named_with_the_way_out_and_defaults_hold() -> 
 @pytest.mark.parametrize(
     ("settings", "says", "never"),
     [
-        ({"OTEL_BSP_SCHEDULE_DELAY": "abc"}, "Unable to parse value for OTEL_BSP_SCHEDULE_DELAY", "Traceback"),
+        ({"OTEL_BSP_SCHEDULE_DELAY": "abc"}, "`abc` is not a whole number", "Traceback"),
         ({"OTEL_EXPORTER_OTLP_HEADERS": "canary"}, "OTEL_EXPORTER_OTLP_HEADERS: a header is not of the form", "canary"),
+        ({"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "abc"}, "`abc` is not a whole number", "could not start"),
+        ({"OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT": "-5"}, "`-5` is not a whole number", "could not start"),
+        ({"JEEVES_OTEL_DECLARE": "agnet=planner"}, "did you mean `agent`?", "could not start"),
         ({"OTEL_METRICS_EXEMPLAR_FILTER": "traced"}, "did you mean `trace_based`?", "could not start"),
         ({"METRICS_HOST": "256.1.1.1"}, "another address with METRICS_HOST", "Traceback"),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "me:canary@localhost:4318"}, "write http://localhost:4318", "canary"),
@@ -385,8 +390,8 @@ def test_process_and_runtime_metrics_have_the_names_that_panels_use() -> None:
     assert ("python_gc_collections_total", (("generation", "2"),)) in samples
 
 
-def test_python_child_of_the_application_does_not_complain_about_the_port(tmp_path: Path) -> None:
-    """A child process is launched too; the page is its parent's, and it says so instead of warning."""
+def test_python_child_of_the_application_says_whose_page_it_is_in_one_line(tmp_path: Path) -> None:
+    """A child process is launched too; the page is its parent's, and it says where its own figures are."""
     script = tmp_path / "parent.py"
     script.write_text(
         "import subprocess, sys\n"
@@ -403,4 +408,69 @@ def test_python_child_of_the_application_does_not_complain_about_the_port(tmp_pa
         assert app.finish() == 0
 
     assert "cannot be bound" not in app.log
-    assert f"the process that started this one serves 127.0.0.1:{port}" in app.log
+    assert app.log.count(f"127.0.0.1:{port} is the page of the process that started this one") == 1
+
+
+def test_exit_is_bounded_when_nothing_answers() -> None:
+    """With the default time-outs of the exporters and no Collector, telemetry takes two seconds of the exit at most."""
+    settings = {"OTEL_EXPORTER_OTLP_TIMEOUT": "10", "OTEL_TRACES_SAMPLER": "always_on", "METRICS_PORT": "0"}
+    with launched("events.py", OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{free_port()}", **settings) as app:
+        app.wait_ready()
+        began = time.monotonic()
+        assert app.finish() == 0
+        took = time.monotonic() - began
+
+    assert took < 4
+    assert "were not delivered within 2 s" in app.log
+
+
+def test_route_of_the_application_answers_where_the_server_is_off() -> None:
+    """METRICS_PORT=0 turns the server off and not the route: with several workers it is the route that counts."""
+    port = free_port()
+    with (
+        llm_server() as base_url,
+        launched("gateway.py", PORT=str(port), METRICS_PORT="0", OPENAI_BASE_URL=base_url) as app,
+    ):
+        app.wait_for_page(f"http://127.0.0.1:{port}/metrics")
+        get(f"http://127.0.0.1:{port}/wrapped/1")
+        samples = samples_of(get(f"http://127.0.0.1:{port}/metrics"))
+
+    assert counts_by(samples, "jeeves_llm_calls_total", "status") == {"success": 1}
+    assert counts_by(samples, "jeeves_http_requests_total", "path") == {"/wrapped/{item}": 1}
+
+
+def test_query_strings_and_texts_of_exceptions_do_not_leave_in_spans(http_receiver: Receiver) -> None:
+    """What users type stays here, though FastAPI and the client's instrumentation put it into their spans."""
+    port = free_port()
+    settings = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": http_receiver.endpoint,
+        "OTEL_TRACES_SAMPLER": "always_on",
+        "METRICS_PORT": "0",
+    }
+    with launched(
+        "gateway.py",
+        PORT=str(port),
+        OPENAI_BASE_URL=f"http://127.0.0.1:{free_port()}/canary",
+        OTEL_BSP_SCHEDULE_DELAY="100",
+        **settings,
+    ) as app:
+        app.wait_for_page(f"http://127.0.0.1:{port}/openapi.json")
+        with pytest.raises(urllib.error.HTTPError):
+            get(f"http://127.0.0.1:{port}/plain/1?q=canary")
+        poll_until(lambda: any(span.name == "GET /plain/{item}" for span in http_receiver.spans()), "the server span")
+    spans = http_receiver.spans()
+
+    assert "canary" not in "".join(str(span) for span in spans)
+    assert {span.status.message for span in spans if span.name.startswith("chat")} == {"openai.APIConnectionError"}
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
+def test_page_is_served_over_ipv6() -> None:
+    """An address of either family can be given."""
+    port = free_port()
+    with launched("events.py", METRICS_PORT=str(port), METRICS_HOST="::1") as app:
+        app.wait_ready()
+        page = get(f"http://[::1]:{port}/metrics")
+
+    assert "jeeves_llm_calls_total" in page
+    assert f"http://[::1]:{port}/metrics" in app.log

@@ -178,3 +178,11 @@ def test_flood_of_operation_names_is_bounded_and_calls_go_on_being_counted(pipel
 
     assert max(points) <= 105
     assert {"openai": 1} == pipeline.counts_by("jeeves_llm_calls_total", "provider")
+
+
+def test_attributes_kept_for_the_conventions_alone_are_bounded_too() -> None:
+    """With semconv names on the wire, an attribute that no view reads must not make series without end."""
+    bound = dict(Bounds(load()).of(["gen_ai.response.model"]))["gen_ai.response.model"]
+    kept = {bound.admit(f"m{number}") for number in range(1_000)}
+
+    assert len(kept) == 101

@@ -351,7 +351,7 @@ def test_without_telemetry_the_answer_says_what_to_do(app: App) -> None:
 def test_collector_of_the_launcher_is_found_whenever_it_comes(pipeline: Pipeline, app: App) -> None:
     """The middleware may be made before telemetry is."""
     wrapped = MetricsMiddleware(app)
-    prometheus.serve_current(pipeline.collector)
+    prometheus.serve_current(lambda: pipeline.collector)
 
     assert 200 == _answer(wrapped, "/metrics")[0]
 

@@ -83,7 +83,7 @@ def test_good_profile_has_no_finding(tmp_path: Path) -> None:
         (", absent: unknown", "", "absent-missing", 9, "add `absent: VALUE`"),
         ("{model: {", "{le: {", "label-name", 9, "choose another name"),
         ("{model: {", "{__model: {", "label-name", 9, "no __ first"),
-        ("absent: unknown", "absent: unknown, limit: 0", "label-limit", 9, "from 1 up"),
+        ("absent: unknown", "absent: unknown, limit: 0", "not-a-whole-number", 9, "from 1 up"),
         ("absent: unknown", "absent: unknown, zero: true", "zero-values", 9, "list `values`"),
         ("absent: unknown", "absent: a, values: [a], map: {x: b}", "label-values", 9, "add it to `values`"),
         ("absent: unknown", "absent: unknown, zero: maybe", "not-a-boolean", 9, "true or false"),
@@ -188,5 +188,42 @@ def test_unreadable_and_missing_profiles_are_findings(tmp_path: Path) -> None:
     """A file that is not there, or not text, is said like everything else."""
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
 
-    assert "there is no profile" in str(examine_all([str(tmp_path / "nothing.yaml")])[1][0])
+    assert "does not exist" in str(examine_all([str(tmp_path / "nothing.yaml")])[1][0])
     assert "cannot be read" in str(examine_all([str(tmp_path / "binary.yaml")])[1][0])
+
+
+@pytest.mark.parametrize(
+    "scalar",
+    [".nan", ".inf", "-.inf", "0x10", "0b11", "1:30", "1.0e+999", "1_0.5", "''", "[]", "{}", "~", "yes", "2001-01-01"],
+)
+@pytest.mark.parametrize(
+    "place",
+    [
+        "buckets: [{}]",
+        "labels: {{x: {{from: error.type, absent: a, limit: {}}}}}",
+        "unit: {}",
+        "source: {}",
+        "labels: {}",
+        "help: {}",
+        "type: {}",
+    ],
+)
+def test_no_scalar_at_any_place_breaks_the_reader(tmp_path: Path, place: str, scalar: str) -> None:
+    """Whatever stands there, reading and judging end with findings, never with an exception."""
+    text = f"profile: mine\nmetrics:\n  a_seconds:\n    {place.format(scalar)}\n"
+
+    assert findings_of(tmp_path, text)
+
+
+def test_mistakes_in_a_definition_that_nobody_uses_are_found(tmp_path: Path) -> None:
+    """A shared label is read, used or not."""
+    text = GOOD.replace("metrics:", "labels: {spare: {from: error.type, absent: a, zero: maybe}}\nmetrics:", 1)
+
+    assert any("labels.spare.zero" in finding for finding in findings_of(tmp_path, text))
+
+
+def test_instrument_names_are_read_as_the_sdk_reads_them(tmp_path: Path) -> None:
+    """The SDK knows instruments in lower case only."""
+    text = GOOD.replace("instrument: gen_ai.client.operation.duration", "instrument: Gen_AI.client.operation.duration")
+
+    assert findings_of(tmp_path, text) == []

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""End telemetry within a bounded time when the process exits.
+
+In: what must be stopped, by name, and the time that all of it together may take. Out: everything was flushed, or one line
+says what was not. Each stop has a thread that was started beforehand: at exit Python 3.12 starts none any more.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+from threading import Event, Thread
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from jeeves_otel.failsafe import failsafe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_log = logging.getLogger("jeeves_otel")
+
+
+class Closer:
+    """Run every stop at once, at exit or when asked, once.
+
+    Args:
+        stops: ``{name: function that flushes and stops one thing}``.
+        timeout_s: What all of them together may take; seconds, > 0.
+    """
+
+    def __init__(self, stops: Mapping[str, Callable[[], None]], timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._pid = os.getpid()
+        self._asked = Event()
+        self._done = {name: Event() for name in stops}
+        for name, stop in stops.items():
+            Thread(target=self._wait, args=(name, stop), name=f"jeeves-otel-close-{name}", daemon=True).start()
+        atexit.register(self.close)
+
+    def _wait(self, name: str, stop: Callable[[], None]) -> None:
+        self._asked.wait()
+        with failsafe(f"shutdown.{name}"):
+            stop()
+        self._done[name].set()
+
+    def close(self) -> None:
+        """Stop everything, wait for it as long as is allowed, and say what has not ended."""
+        if self._asked.is_set() or os.getpid() != self._pid:
+            return  # the threads of a parent do not exist in its forked child
+        self._asked.set()
+        deadline = monotonic() + self._timeout_s
+        late = [name for name, done in self._done.items() if not done.wait(max(0.0, deadline - monotonic()))]
+        if late:
+            with failsafe("shutdown.report"):
+                _log.warning("the last %s were not delivered within %g s", " and ".join(late), self._timeout_s)

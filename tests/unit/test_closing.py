@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""closing: everything is stopped at once, once, and never waited for too long."""
+
+from __future__ import annotations
+
+import time
+from threading import Event
+from typing import TYPE_CHECKING
+
+from jeeves_otel import failsafe
+from jeeves_otel.closing import Closer
+
+if TYPE_CHECKING:
+    import pytest
+
+
+def test_all_stops_run_at_the_same_time() -> None:
+    """Two that wait for each other can both end."""
+    first, second = Event(), Event()
+
+    def meet(mine: Event, other: Event) -> None:
+        mine.set()
+        assert other.wait(5)
+
+    ended: list[str] = []
+    stops = {
+        "a": lambda: (meet(first, second), ended.append("a")),
+        "b": lambda: (meet(second, first), ended.append("b")),
+    }
+    Closer(stops, 5.0).close()  # type: ignore[arg-type]  # what they return is nobody's business
+
+    assert sorted(ended) == ["a", "b"]
+
+
+def test_stop_that_hangs_is_not_waited_for_longer_than_allowed(caplog: pytest.LogCaptureFixture) -> None:
+    """What has not ended in time is named in one line, and the others have ended."""
+    never, ended = Event(), Event()
+    closer = Closer({"traces": never.wait, "metrics": ended.set}, 0.2)  # type: ignore[dict-item]  # as above
+    began = time.monotonic()
+    closer.close()
+    took = time.monotonic() - began
+    never.set()
+
+    assert ended.is_set()
+    assert took < 2
+    assert [record.getMessage() for record in caplog.records] == ["the last traces were not delivered within 0.2 s"]
+
+
+def test_second_close_does_nothing() -> None:
+    """At exit it runs once more, and finds that all is done."""
+    calls: list[int] = []
+    closer = Closer({"a": lambda: calls.append(1)}, 5.0)
+    closer.close()
+    closer.close()
+
+    assert calls == [1]
+
+
+def test_stop_that_fails_is_counted_and_takes_no_other_along() -> None:
+    """A failure at exit is a failure like any other."""
+    failsafe.set_strict(False)
+    ended = Event()
+
+    def fail() -> None:
+        raise ValueError
+
+    Closer({"traces": fail, "metrics": ended.set}, 0.5).close()
+
+    assert ended.is_set()
+    assert failsafe.counts() == {"shutdown.traces": 1}

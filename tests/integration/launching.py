@@ -154,6 +154,21 @@ def scrape(port: int) -> Samples:
     return samples_of(get(f"http://127.0.0.1:{port}/metrics"))
 
 
+def page_with_requests(count: int, url: str) -> Samples:
+    """Return the samples of the page at *url* once it shows *count* HTTP requests.
+
+    A server records a request after its last byte has left, so the client may be back before that.
+    """
+
+    def complete() -> Samples | None:
+        samples = samples_of(get(url))
+        shown = sum(value for (name, _), value in samples.items() if name == "jeeves_http_requests_total")
+        return samples if shown >= count else None
+
+    samples: Samples = poll_until(complete, f"{count} requests on {url}")
+    return samples
+
+
 @contextmanager
 def llm_server() -> Iterator[str]:
     """Serve chat completions with 11 prompt and 7 completion tokens; yield the base URL."""

@@ -10,7 +10,7 @@ import pytest
 
 from jeeves_otel.checks import examine_all
 from tests.helpers import counts_by
-from tests.integration.launching import free_port, get, launched, llm_server, scrape
+from tests.integration.launching import free_port, get, launched, llm_server, page_with_requests
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("collector/*.md"))]
@@ -33,7 +33,8 @@ def test_ten_lines_of_the_readme_give_the_metrics_that_it_promises(tmp_path: Pat
     ):
         app.wait_for_page(f"http://127.0.0.1:{port}/openapi.json")
         answer = get(f"http://127.0.0.1:{port}/answer?question=why")
-        samples = scrape(metrics_port)
+        # The page that said that the service is there, and the question.
+        samples = page_with_requests(2, f"http://127.0.0.1:{metrics_port}/metrics")
 
     assert answer == '"hi"'
     assert counts_by(samples, "jeeves_http_requests_total", "path")["/answer"] == 1

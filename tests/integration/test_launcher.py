@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.helpers import counts_by, poll_until, samples_of
-from tests.integration.launching import free_port, get, launched, llm_server, scrape
+from tests.helpers import counts_by, poll_until
+from tests.integration.launching import free_port, get, launched, llm_server, page_with_requests, scrape
 from tests.otlp import GrpcReceiver, HttpReceiver, Receiver, running
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def test_fastapi_with_openai_client_plain_and_wrapped_gives_exact_counts() -> No
         app.wait_for_page(f"http://127.0.0.1:{port}/metrics")
         get(f"http://127.0.0.1:{port}/plain/1")
         get(f"http://127.0.0.1:{port}/wrapped/2")
-        samples = scrape(metrics_port)
+        samples = page_with_requests(2, f"http://127.0.0.1:{metrics_port}/metrics")
         route = {path: get(f"http://127.0.0.1:{port}{path}") for path in ("/metrics", "/metrics/")}
 
     assert counts_by(samples, "jeeves_http_requests_total", "path") == {"/plain/{item}": 1, "/wrapped/{item}": 1}
@@ -433,7 +433,7 @@ def test_route_of_the_application_answers_where_the_server_is_off() -> None:
     ):
         app.wait_for_page(f"http://127.0.0.1:{port}/metrics")
         get(f"http://127.0.0.1:{port}/wrapped/1")
-        samples = samples_of(get(f"http://127.0.0.1:{port}/metrics"))
+        samples = page_with_requests(1, f"http://127.0.0.1:{port}/metrics")
 
     assert counts_by(samples, "jeeves_llm_calls_total", "status") == {"success": 1}
     assert counts_by(samples, "jeeves_http_requests_total", "path") == {"/wrapped/{item}": 1}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import metrics, propagate, trace
@@ -47,6 +48,28 @@ def telemetry() -> Telemetry | None:
     return _telemetry
 
 
+_LOADER_LOG = logging.getLogger("opentelemetry.instrumentation.auto_instrumentation._load")
+
+
+def _owns_sqlalchemy() -> bool:
+    """Return whether our integration measures SQLAlchemy; the contrib package would count and trace it again."""
+    disabled = {name.strip() for name in os.environ.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "").split(",")}
+    return disabled.isdisjoint({"jeeves_sqlalchemy", "*"}) and not _is_old_sqlalchemy()
+
+
+def _is_old_sqlalchemy() -> bool:
+    """Return whether the installed SQLAlchemy is older than what our integration measures."""
+    try:
+        return version("sqlalchemy").startswith(("0.", "1."))
+    except PackageNotFoundError:
+        return False
+
+
+def _not_about_sqlalchemy(record: logging.LogRecord) -> bool:
+    """Drop the loader's line that the contrib package cannot instrument SQLAlchemy 2.1: we do."""
+    return not str(record.msg).startswith('sqlalchemy only instruments "')
+
+
 class JeevesDistro(BaseDistro):  # type: ignore[misc]  # as above
     """The distribution: sets the opt-ins that instrumentations read at import, and activates instrumentations."""
 
@@ -54,12 +77,16 @@ class JeevesDistro(BaseDistro):  # type: ignore[misc]  # as above
         with failsafe.failsafe("distro.configure"):
             # Read once, when the first instrumentation is imported; the user's value wins.
             os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http,database,gen_ai_latest_experimental")
+            if _owns_sqlalchemy():
+                _LOADER_LOG.addFilter(_not_about_sqlalchemy)
 
     def load_instrumentor(self, entry_point: EntryPoint, **kwargs: Any) -> None:
         """Activate one instrumentation; one that fails is skipped, counted and named, and the others go on."""
         try:
             if entry_point.name == "system_metrics":
                 self._load_runtime_metrics(entry_point, **kwargs)
+            elif entry_point.name == "sqlalchemy" and _owns_sqlalchemy():
+                _log.debug("instrumentation sqlalchemy is left out: jeeves_sqlalchemy measures SQLAlchemy")
             else:
                 super().load_instrumentor(entry_point, **kwargs)
         except ModuleNotFoundError:

@@ -20,6 +20,8 @@ from jeeves_otel.registry import Registry, load
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    LevelSource = Callable[[], Iterable[tuple[float, Mapping[str, str]]]]
+
 _MOST_LEVELS = 1_000
 _MOST_INT = 2**53  # what a float holds exactly; Prometheus knows no other numbers
 
@@ -59,6 +61,7 @@ class Levels:
     def __init__(self, site: str) -> None:
         self._guard = failsafe(site)
         self._values: dict[tuple[tuple[str, str], ...], float | Callable[[], float]] = {}
+        self._sources: list[LevelSource] = []
 
     def set(self, value: float | Callable[[], float], attributes: Mapping[str, str]) -> None:
         """Set the value for *attributes*: a number, or a function that is asked at each collection.
@@ -72,6 +75,10 @@ class Levels:
             raise ValueError(f"more than {_MOST_LEVELS} attribute sets")
         self._values[key] = value if callable(value) else finite(value)
 
+    def watch(self, source: LevelSource) -> None:
+        """Ask *source* at each collection for ``(value, attributes)`` of whatever exists then."""
+        self._sources.append(source)
+
     def observe(self, _: api.CallbackOptions) -> Iterable[api.Observation]:
         """Yield one observation per attribute set; a function that fails takes only its own along."""
         for key, value in list(self._values.items()):
@@ -80,6 +87,10 @@ class Levels:
                 present = finite(value()) if callable(value) else value
             if present is not None:
                 yield api.Observation(present, dict(key))
+        for source in self._sources:
+            with self._guard:
+                for number, attributes in source():
+                    yield api.Observation(finite(number), attributes)
 
 
 class Instruments:

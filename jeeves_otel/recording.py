@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from opentelemetry.context import Context
 
+    from jeeves_otel.instruments import LevelSource
+
 PipelineStatus = Literal["success", "error", "terminated"]
 InterruptKind = Literal[
     "clarification", "confirmation", "agent_review", "checkpoint", "resource_exhausted", "timeout", "system_error"
@@ -56,6 +58,23 @@ def _package_version() -> str:
 
 _instruments = Instruments(metrics.get_meter(_SCOPE, _package_version()))
 _tracer = trace.get_tracer(_SCOPE, _package_version())
+_sources: list[tuple[str, LevelSource]] = []
+
+
+def instruments() -> Instruments:
+    """Return the instruments that this module records with, for the integrations."""
+    return _instruments
+
+
+def tracer() -> trace.Tracer:
+    """Return the tracer that this module starts spans with, for the integrations."""
+    return _tracer
+
+
+def observe(name: str, source: LevelSource) -> None:
+    """Ask *source* at each collection for the values of the observed instrument *name*, whatever is bound."""
+    _sources.append((name, source))
+    _instruments.levels(name).watch(source)
 
 
 def bind(
@@ -68,6 +87,8 @@ def bind(
     global _instruments, _tracer  # noqa: PLW0603 - the module is the recorder of the process
     _instruments = Instruments(metrics.get_meter(_SCOPE, _package_version(), meter_provider))
     _tracer = trace.get_tracer(_SCOPE, _package_version(), tracer_provider)
+    for name, source in _sources:
+        _instruments.levels(name).watch(source)
 
 
 # ---- operations ------------------------------------------------------------------------------------------------------

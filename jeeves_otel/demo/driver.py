@@ -119,8 +119,6 @@ def _set_up(console: Console, options: Options, stack: ExitStack) -> Stage:
         "OTEL_TRACES_SAMPLER": "always_on",
         "OTEL_METRIC_EXPORT_INTERVAL": "1000",
         "OTEL_BSP_SCHEDULE_DELAY": "500",
-        # The service records its statements and its pool itself (store.py): with both, each would count twice.
-        "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "sqlalchemy",
         "METRICS_PORT": str(metrics_port),
         "OPENAI_BASE_URL": f"{model_url}/v1",
         "OPENAI_API_KEY": "none-needed",

@@ -1,24 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keep conversations, documents and usage events in SQL, and record each statement and the state of the pool.
+"""Keep conversations, documents and usage events in SQL.
 
-In: calls from any thread. Out: rows, and ``db.client.operation.duration`` for every statement that really ran.
+In: calls from any thread. Out: rows. Nothing here measures: under the launcher, the integration of SQLAlchemy does.
 """
 
 from __future__ import annotations
 
-from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sqlalchemy import ForeignKey, String, create_engine, event, func, select
+from sqlalchemy import ForeignKey, String, create_engine, func, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
-from sqlalchemy.pool import QueuePool
-
-from jeeves_otel import record_db_operation, record_pool
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from sqlalchemy import Engine
 
 POOL_SIZE = 4
 POOL_OVERFLOW = 4
@@ -80,7 +74,6 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self._engine = create_engine(url, pool_size=POOL_SIZE, max_overflow=POOL_OVERFLOW)
-        _observe(self._engine)
         self._session = sessionmaker(self._engine)
         _Base.metadata.create_all(self._engine)
         with self._session.begin() as session:
@@ -143,31 +136,3 @@ class Store:
         """Append usage events."""
         with self._session.begin() as session:
             session.add_all([Event(feature=feature) for feature in features])
-
-
-def _observe(engine: Engine) -> None:
-    """Record the statements of *engine* and its pool, from SQLAlchemy's own events."""
-
-    def before(context: Any, **_: Any) -> None:
-        context.started_s = perf_counter()
-
-    def after(statement: str, context: Any, **_: Any) -> None:
-        record_db_operation(_operation(statement), perf_counter() - context.started_s)
-
-    def failed(error: Any) -> None:
-        if error.execution_context is not None and error.statement:
-            duration_s = perf_counter() - error.execution_context.started_s
-            record_db_operation(
-                _operation(error.statement), duration_s, error_type=type(error.original_exception).__name__
-            )
-
-    event.listen(engine, "before_cursor_execute", before, named=True)
-    event.listen(engine, "after_cursor_execute", after, named=True)
-    event.listen(engine, "handle_error", failed)
-    pool = engine.pool
-    if isinstance(pool, QueuePool):
-        record_pool("store", used=pool.checkedout, idle=pool.checkedin, maximum=POOL_SIZE + POOL_OVERFLOW)
-
-
-def _operation(statement: str) -> str:
-    return statement.split(maxsplit=1)[0].upper()

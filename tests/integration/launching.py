@@ -127,8 +127,8 @@ class App:
 
     @property
     def lines(self) -> list[str]:
-        """The lines of the log, without the one of the launcher about SQLAlchemy 2.1 (facts: contrib range < 2.1)."""
-        return [line for line in list(self.err) if not line.startswith("sqlalchemy only instruments")]
+        """The lines of the log."""
+        return list(self.err)
 
 
 @contextmanager

@@ -104,9 +104,7 @@ def _launch(settings: dict[str, str], folder: Path) -> None:
     ended = subprocess.run(
         [LAUNCHER, sys.executable, str(program)],
         # An instrumentation of a library that the program does not use may still complain about its version.
-        env=environment(
-            **settings, JEEVES_OTEL_LOG_LEVEL="warning", OTEL_PYTHON_DISABLED_INSTRUMENTATIONS="sqlalchemy"
-        ),
+        env=environment(**settings, JEEVES_OTEL_LOG_LEVEL="warning"),
         capture_output=True,
         text=True,
         timeout=60,

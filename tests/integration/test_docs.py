@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,19 @@ def test_ten_lines_of_the_readme_give_the_metrics_that_it_promises(tmp_path: Pat
     assert counts_by(samples, "jeeves_llm_calls_total", "status") == {"success": 1}
     assert counts_by(samples, "jeeves_llm_provider_calls_total", "status") == {"success": 1}
     assert counts_by(samples, "jeeves_llm_tokens_total", "type") == {"prompt": 11, "completion": 7}
+
+
+def test_the_line_of_the_sqlalchemy_howto_names_a_pool(tmp_path: Path) -> None:
+    """The example runs as it stands, and its engine is measured under the name given."""
+    script = blocks("docs/howto/sqlalchemy.md", "python")[0] + (
+        "engine.connect().close()\n"
+        "from jeeves_otel.integrations import sqlalchemy as integration\n"
+        "print(*[watched.pool_name for watched in integration._engines.values()])\n"
+        "engine.dispose()\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], cwd=tmp_path, check=True, capture_output=True)
+
+    assert b"orders\n" == done.stdout
 
 
 def test_profile_of_the_howto_has_no_finding(tmp_path: Path) -> None:

@@ -43,11 +43,6 @@ _RUNTIME_METRICS: dict[str, list[str] | None] = {
 }
 
 
-def telemetry() -> Telemetry | None:
-    """Return what the launcher has set up in this process, or None."""
-    return _telemetry
-
-
 _LOADER_LOG = logging.getLogger("opentelemetry.instrumentation.auto_instrumentation._load")
 
 

@@ -318,7 +318,7 @@ class _Wrapped:
 
     _inner: Any
 
-    def __init__(self, inner: Any, name: str, prepare: Prepare | None) -> None:  # pylint: disable=super-init-not-called
+    def __init__(self, inner: Any, name: str, prepare: Prepare | None) -> None:
         self._inner = inner
         self._site = f"record.{name}"
         self._prepare = prepare or _unchanged

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import entry_points
 from time import time_ns
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ from jeeves_otel.cardinality import Bounds
 from jeeves_otel.exporters import ExporterMissing, endpoint, exporter_class, reporting
 from jeeves_otel.metering import MeterProvider
 from jeeves_otel.prometheus import PrometheusCollector
+from jeeves_otel.recording import package_version
 from jeeves_otel.redaction import without_content
 from jeeves_otel.sampling import SamplerUnknown, default_sampler, describe_sampler, sampler_from
 from jeeves_otel.settings import mask
@@ -146,14 +147,6 @@ def build(settings: Settings, registry: Registry) -> Telemetry:
         telemetry.collector = PrometheusCollector(page_reader, telemetry.translate_page)
         _serve(telemetry, telemetry.collector)
     return telemetry
-
-
-def package_version() -> str:
-    """Return the version of the installed package, or ``0`` in a source tree that is not installed."""
-    try:
-        return version("jeeves-otel")
-    except PackageNotFoundError:
-        return "0"
 
 
 # ---- metrics ---------------------------------------------------------------------------------------------------------

@@ -49,15 +49,16 @@ _TOKEN_USAGE = "gen_ai.client.token.usage"  # noqa: S105 - the name of a metric
 _HEALTH = {"healthy": 1.0, "degraded": 0.5, "failed": 0.0}
 
 
-def _package_version() -> str:
+def package_version() -> str:
+    """Return the version of the installed package, or ``0`` in a source tree that is not installed."""
     try:
         return version("jeeves-otel")
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return ""
+    except PackageNotFoundError:
+        return "0"
 
 
-_instruments = Instruments(metrics.get_meter(_SCOPE, _package_version()))
-_tracer = trace.get_tracer(_SCOPE, _package_version())
+_instruments = Instruments(metrics.get_meter(_SCOPE, package_version()))
+_tracer = trace.get_tracer(_SCOPE, package_version())
 _sources: list[tuple[str, LevelSource]] = []
 
 
@@ -85,8 +86,8 @@ def bind(
     For tests and for programs that keep their providers to themselves; under the launcher there is nothing to bind.
     """
     global _instruments, _tracer  # noqa: PLW0603 - the module is the recorder of the process
-    _instruments = Instruments(metrics.get_meter(_SCOPE, _package_version(), meter_provider))
-    _tracer = trace.get_tracer(_SCOPE, _package_version(), tracer_provider)
+    _instruments = Instruments(metrics.get_meter(_SCOPE, package_version(), meter_provider))
+    _tracer = trace.get_tracer(_SCOPE, package_version(), tracer_provider)
     for name, source in _sources:
         _instruments.levels(name).watch(source)
 

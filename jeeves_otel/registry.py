@@ -26,6 +26,7 @@ MERGES = ("sum", "min", "max", "last")
 STABILITIES = ("stable", "release_candidate", "development", "project")
 OTHER = "other"
 DEFAULT_LIMIT = 100
+PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 MOST_VALUES = 10_000
 OPERATIONS = ("agent", "llm_call", "tool")
 ALWAYS_ON = "internal"
@@ -34,10 +35,7 @@ _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 
 
 class RegistryError(Exception):
-    """The registry cannot be used; ``findings`` says why, all at once.
-
-    JeevesOtelError is not needed above it: settings and registry fail in different places, and both messages stand alone.
-    """
+    """The registry cannot be used; ``findings`` says why, all at once."""
 
     def __init__(self, findings: Sequence[Finding]) -> None:
         self.findings = tuple(findings)

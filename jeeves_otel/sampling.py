@@ -43,8 +43,9 @@ def sampler_from(name: str, argument: str | None) -> Sampler:
     Raises:
         SamplerUnknown: There is no such sampler, or the argument is not a ratio.
     """
-    if name in _SAMPLERS:
-        return _SAMPLERS[name](_ratio(argument) if name.endswith("traceidratio") else 0.0)
+    standard = name.lower()
+    if standard in _SAMPLERS:
+        return _SAMPLERS[standard](_ratio(argument) if standard.endswith("traceidratio") else 0.0)
     for entry in entry_points(group="opentelemetry_traces_sampler", name=name):
         sampler: Sampler = entry.load()(argument)
         return sampler

@@ -2,7 +2,7 @@
 """Keep what the SDK and the exporters log short, true and free of secrets.
 
 In: the loggers of opentelemetry 1.45. Out: the same loggers without a line per failed attempt (`exporters` says it
-once), without tracebacks for a number that is none, without header values, and without one warning that is false.
+once), without header values, and without one warning that is false.
 """
 
 from __future__ import annotations
@@ -75,21 +75,10 @@ def last_cause() -> str:
     return _CAUSE.last
 
 
-class _NoTracebacks(logging.Filter):
-    """Leave the traceback off a line that says all there is to say."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if str(record.msg).startswith("Unable to parse value"):
-            record.exc_info = record.exc_text = None
-        return True
-
-
 # One of each: adding a filter that is there already does nothing.
 _FILTERS: tuple[tuple[str, logging.Filter], ...] = (
     ("opentelemetry.sdk.metrics._internal.metric_reader_storage", _NoFalseConflicts()),
     ("opentelemetry.util.re", _NoHeaderValues()),
-    ("opentelemetry.sdk.trace.export", _NoTracebacks()),
-    ("opentelemetry.sdk._logs._internal.export", _NoTracebacks()),
 )
 
 

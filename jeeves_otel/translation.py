@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.metrics import Exemplar
 from opentelemetry.sdk.metrics.export import (
@@ -30,6 +30,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from jeeves_otel.exposition import prometheus_name
 from jeeves_otel.failsafe import swallow
 from jeeves_otel.labels import OVERFLOW_KEY, condition_function, label_function, overflow_labels
+from jeeves_otel.registry import PER_SECOND
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,11 +40,8 @@ if TYPE_CHECKING:
     Attributes = Mapping[str, Any]
     LabelValues = tuple[str, ...]
 
-Names = Literal["views", "semconv", "both"]
 SCOPE = InstrumentationScope("jeeves_otel")
 _OURS = "jeeves_otel."  # what we say about ourselves has no other name than the promised one
-
-_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
 
 class Inexact(Exception):
@@ -301,8 +299,8 @@ def _adder(family: _Family, feed: _Feed, metric: OtelMetric) -> Callable[[LabelV
 
 def _divisor(source_unit: str, target_unit: str) -> int:
     """Return what a value is divided by; division keeps bounds exact where multiplication by 0.001 does not."""
-    if source_unit in _PER_SECOND and target_unit == "s":
-        return _PER_SECOND[source_unit]
+    if source_unit in PER_SECOND and target_unit == "s":
+        return PER_SECOND[source_unit]
     return 1
 
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
 
+from jeeves_otel.registry import PER_SECOND
+
 if TYPE_CHECKING:
     from jeeves_otel.registry import Form, Instrument, Registry
-
-_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
 
 def sdk_views(registry: Registry, *, keep_semconv: bool) -> list[View]:
@@ -60,6 +60,6 @@ def _bounds(instrument: Instrument, registry: Registry, *, keep_semconv: bool) -
 def _view(form: Form, keys: set[str], bounds: list[float], unit: str) -> View:
     if form.kind != "histogram":
         return View(instrument_name=form.name, attribute_keys=keys)
-    factor = _PER_SECOND.get(form.unit, 1) if unit == "s" else 1
+    factor = PER_SECOND.get(form.unit, 1) if unit == "s" else 1
     aggregation = ExplicitBucketHistogramAggregation(boundaries=[float(bound * factor) for bound in bounds])
     return View(instrument_name=form.name, attribute_keys=keys, aggregation=aggregation)

@@ -6,7 +6,9 @@ from __future__ import annotations
 import socket
 import time
 import urllib.error
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -474,3 +476,30 @@ def test_page_is_served_over_ipv6() -> None:
 
     assert "jeeves_llm_calls_total" in page
     assert f"http://[::1]:{port}/metrics" in app.log
+
+
+def test_refusal_of_an_endpoint_is_said_with_its_status_code() -> None:
+    """An endpoint that answers 401 is there: the line names the code and does not ask for a Collector."""
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(401)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *args: Any) -> None:
+            """Stay silent."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    server.daemon_threads = True
+    Thread(target=server.serve_forever, daemon=True).start()
+    settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}", "METRICS_PORT": "0"}
+    with launched("events.py", OTEL_TRACES_EXPORTER="none", **settings) as app:
+        app.wait_ready()
+        assert app.finish() == 0
+        log = app.log
+    server.shutdown()
+    server.server_close()
+
+    assert "(answered 401); the application is not affected" in log

@@ -1074,3 +1074,18 @@ def test_finished_operations_are_freed_without_the_garbage_collector() -> None:
         gc.enable()
 
     assert left == []
+
+
+def test_objects_that_are_called_asynchronously_are_measured_to_their_end(pipeline: Pipeline) -> None:
+    """A callable object with an async __call__ is a coroutine function by another name."""
+
+    class Writer:
+        async def __call__(self) -> str:
+            raise LookupError
+
+    decorated = agent("writer")(Writer())
+
+    assert inspect.iscoroutinefunction(decorated)
+    with pytest.raises(LookupError):
+        asyncio.run(decorated())
+    assert pipeline.counts_by("jeeves_agent_executions_total", "status") == {"error": 1}

@@ -10,6 +10,7 @@ import os
 import sys
 
 from jeeves_otel import checks, generators
+from jeeves_otel.content import holds_rules, read_rules
 from jeeves_otel.documents import Finding, Level
 from jeeves_otel.registry import DATA, Registry, examine, profile_names
 from jeeves_otel.settings import VARIABLES, Settings, describe
@@ -34,12 +35,15 @@ def main() -> None:
 @main.command()
 @click.argument("files", nargs=-1, metavar="[FILE]...")
 def check(files: tuple[str, ...]) -> None:
-    """Judge profiles: every finding at once, each with place and way out.
+    """Judge profiles and rules of redaction: every finding at once, each with place and way out.
 
-    FILE is a profile of your own (YAML) or the name of one in the package; without FILE the packaged ones are judged
-    and the generated pages compared with the committed ones.
+    FILE is a profile of your own (YAML), the name of one in the package, or a file for JEEVES_OTEL_REDACTION; without
+    FILE the packaged ones are judged and the generated pages compared with the committed ones.
     """
-    registry, findings = checks.examine_all(files or profile_names())
+    rules = [file for file in files if holds_rules(file)]
+    profiles = [file for file in files if file not in rules]
+    registry, findings = checks.examine_all(profiles if files else profile_names())
+    findings += [finding for file in rules for finding in read_rules(file)[1]]
     _print_findings(findings)
     failed = any(finding.level is Level.VIOLATION for finding in findings)
     if not files and not failed:
@@ -47,7 +51,8 @@ def check(files: tuple[str, ...]) -> None:
     if failed:
         sys.exit(1)
     promised = len([metric for metric in registry.metrics.values() if metric.profile != "internal"])
-    click.echo(f"{', '.join(files) or 'packaged profiles'}: {promised} metrics, no violation")
+    judged = f"{promised} metrics" if profiles or not files else "rules of redaction"
+    click.echo(f"{', '.join(files) or 'packaged profiles'}: {judged}, no violation")
 
 
 @main.command()

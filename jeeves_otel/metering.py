@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import metrics as api
 
+from jeeves_otel.content import Content
 from jeeves_otel.failsafe import swallow
 from jeeves_otel.instruments import finite
 from jeeves_otel.labels import text_of
@@ -54,18 +55,23 @@ class MeterProvider(api.MeterProvider):
         inner: The SDK's provider, with views and readers.
         registry: Which instruments and attributes are known.
         bounds: The shared bounds of open attribute values.
+        content: Which attributes never become labels; default all that hold content.
     """
 
-    def __init__(self, inner: SdkMeterProvider, registry: Registry, bounds: Bounds) -> None:
+    def __init__(
+        self, inner: SdkMeterProvider, registry: Registry, bounds: Bounds, content: Content | None = None
+    ) -> None:
         self._inner = inner
-        self._preparers = _preparers(registry, bounds)
+        content = content or Content()
+        self._preparers = _preparers(registry, bounds, content)
+        self._others = _bounder((), content)
         _ATTRIBUTE_LOG.addFilter(_COUNT_COMPLAINTS)
 
     def get_meter(
         self, name: str, version: str | None = None, schema_url: str | None = None, attributes: Attributes = None
     ) -> api.Meter:
         """Return a meter whose instruments bound, mark and never fail."""
-        return _Meter(self._inner.get_meter(name, version, schema_url, attributes), self._preparers)
+        return _Meter(self._inner.get_meter(name, version, schema_url, attributes), self._preparers, self._others)
 
     def add_metric_reader(self, reader: MetricReader) -> None:
         """Add a reader to the SDK's provider; it sees what is recorded from now on."""
@@ -105,7 +111,7 @@ _COUNT_COMPLAINTS = _CountComplaints()
 # ---- what happens to the attributes of one measurement ---------------------------------------------------------------
 
 
-def _preparers(registry: Registry, bounds: Bounds) -> dict[str, Prepare]:
+def _preparers(registry: Registry, bounds: Bounds, content: Content) -> dict[str, Prepare]:
     """Return ``{instrument name: function of (attributes, context, amount) that returns the attributes to record}``.
 
     The function returns ``_DROP`` for a measurement that its operation has recorded already.
@@ -115,7 +121,7 @@ def _preparers(registry: Registry, bounds: Bounds) -> dict[str, Prepare]:
     for instrument in registry.instruments.values():
         keys = {*needed.get(instrument.name, ()), *instrument.attributes}
         keys |= {spelling for key in instrument.attributes for spelling in registry.spelled(key)}
-        bounded = _bounder(bounds.of(sorted(keys)))
+        bounded = _bounder(bounds.of(sorted(keys)), content)
         if joint := bounds.joint(keys):
             bounded = _joint_bounder(bounded, joint)
         for form in (form for generation in instrument.generations for form in generation):
@@ -128,15 +134,20 @@ def _preparers(registry: Registry, bounds: Bounds) -> dict[str, Prepare]:
     return preparers
 
 
-def _bounder(bounds: tuple[tuple[str, Bound], ...]) -> Prepare:
+def _bounder(bounds: tuple[tuple[str, Bound], ...], content: Content) -> Prepare:
+    """Bound the attributes that *bounds* names; of the others, leave out what *content* keeps back."""
     bounded = {key: (bound.admitted, bound.admit) for key, bound in bounds}
 
     def prepare(attributes: Any, context: Context | None, amount: float) -> Any:  # noqa: ARG001 - one shape for all
         if not attributes:
             return attributes
-        changed = {}
+        changed: dict[str, Any] = {}
         for key, value in attributes.items():
-            if key not in bounded or value is None:
+            if key not in bounded:
+                if content.drops(key):
+                    changed[key] = None
+                continue
+            if value is None:
                 continue
             known, admit = bounded[key]
             try:
@@ -146,9 +157,14 @@ def _bounder(bounds: tuple[tuple[str, Bound], ...]) -> Prepare:
                         changed[key] = kept
             except TypeError:  # a collection cannot be looked up; its label is its text
                 changed[key] = admit(text_of(value))
-        return {**attributes, **changed} if changed else attributes
+        return _merged(attributes, changed) if changed else attributes
 
     return prepare
+
+
+def _merged(attributes: Mapping[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
+    """Return *attributes* with the values that *changed* has for them, and without those that it has None for."""
+    return {key: value for key, value in {**attributes, **changed}.items() if value is not None}
 
 
 def _joint_bounder(bounded: Prepare, joint: tuple[tuple[tuple[str, ...], Bound], ...]) -> Prepare:
@@ -218,23 +234,20 @@ def _reporting(bounded: Prepare, operation: str) -> Prepare:
     return prepare
 
 
-def _unchanged(attributes: Any, context: Context | None, amount: float) -> Any:  # noqa: ARG001 - as above
-    return attributes
-
-
 # ---- meter and instruments -------------------------------------------------------------------------------------------
 
 
 class _Meter(api.Meter):
     """A meter that wraps what the SDK's creates."""
 
-    def __init__(self, inner: api.Meter, preparers: Mapping[str, Prepare]) -> None:
+    def __init__(self, inner: api.Meter, preparers: Mapping[str, Prepare], others: Prepare) -> None:
         super().__init__(inner.name, inner.version, inner.schema_url)
         self._sdk = inner
         self._preparers = preparers
+        self._others = others
 
-    def _preparer(self, name: str) -> Prepare | None:
-        return self._preparers.get(name.lower())
+    def _preparer(self, name: str) -> Prepare:
+        return self._preparers.get(name.lower(), self._others)
 
     def create_counter(self, name: str, unit: str = "", description: str = "") -> api.Counter:
         return _Counter(self._sdk.create_counter(name, unit, description), name, self._preparer(name))
@@ -276,7 +289,7 @@ class _Meter(api.Meter):
     def _guarded(self, name: str, callbacks: Sequence[api.CallbackT] | None) -> list[api.CallbackT] | None:
         if callbacks is None:
             return None
-        prepare = self._preparer(name) or _unchanged
+        prepare = self._preparer(name)
         return [_guarded_callback(name, callback, prepare) for callback in callbacks]
 
 
@@ -318,10 +331,10 @@ class _Wrapped:
 
     _inner: Any
 
-    def __init__(self, inner: Any, name: str, prepare: Prepare | None) -> None:
+    def __init__(self, inner: Any, name: str, prepare: Prepare) -> None:
         self._inner = inner
         self._site = f"record.{name}"
-        self._prepare = prepare or _unchanged
+        self._prepare = prepare
 
     def _measure(
         self,

@@ -34,11 +34,12 @@ from opentelemetry.sdk.trace.id_generator import IdGenerator, RandomIdGenerator
 
 from jeeves_otel import failsafe, stock_logs
 from jeeves_otel.cardinality import Bounds
+from jeeves_otel.content import Content, Rules, read_rules
 from jeeves_otel.exporters import ExporterMissing, endpoint, exporter_class, reporting
 from jeeves_otel.metering import MeterProvider
 from jeeves_otel.prometheus import PrometheusCollector
 from jeeves_otel.recording import package_version
-from jeeves_otel.redaction import without_content
+from jeeves_otel.redaction import Redactor
 from jeeves_otel.sampling import SamplerUnknown, default_sampler, describe_sampler, sampler_from
 from jeeves_otel.settings import mask
 from jeeves_otel.translation import Translator
@@ -126,12 +127,14 @@ def build(settings: Settings, registry: Registry) -> Telemetry:
         exemplar_filter=_EXEMPLAR_FILTERS[settings.exemplar_filter](),
         shutdown_on_exit=False,  # closing does it, within a bounded time
     )
-    meter_provider = MeterProvider(inner, registry, bounds)
+    content = _content(settings, problems)
+    redactor = Redactor(content)
+    meter_provider = MeterProvider(inner, registry, bounds, content)
     _observe_ourselves(meter_provider, bounds)
     telemetry = Telemetry(
         settings=settings,
         resource=resource,
-        tracer_provider=_tracer_provider(settings, resource, outputs, problems),
+        tracer_provider=_tracer_provider(settings, resource, redactor, outputs, problems),
         meter_provider=meter_provider,
         translate_page=Translator(
             registry,
@@ -139,7 +142,7 @@ def build(settings: Settings, registry: Registry) -> Telemetry:
             declared=settings.declared_labels,
             started_unix_nano=started,
         ),
-        logger_provider=_logger_provider(settings, resource, outputs, problems),
+        logger_provider=_logger_provider(settings, resource, redactor, outputs, problems),
         outputs=outputs,
         problems=problems,
     )
@@ -253,7 +256,15 @@ def _no_page(variable: str, place: str, error: OSError, *, parent_has_it: bool) 
 # ---- traces and logs -------------------------------------------------------------------------------------------------
 
 
-def _tracer_provider(settings: Settings, resource: Resource, outputs: list[str], problems: list[str]) -> TracerProvider:
+def _content(settings: Settings, problems: list[str]) -> Content:
+    rules, findings = read_rules(settings.redaction) if settings.redaction else (Rules(), [])
+    problems += [f"JEEVES_OTEL_REDACTION: {finding}" for finding in findings]
+    return Content(frozenset(settings.content), rules)
+
+
+def _tracer_provider(
+    settings: Settings, resource: Resource, redactor: Redactor, outputs: list[str], problems: list[str]
+) -> TracerProvider:
     sampler = _sampler(settings, problems)
     provider = TracerProvider(
         sampler=sampler,
@@ -261,11 +272,10 @@ def _tracer_provider(settings: Settings, resource: Resource, outputs: list[str],
         id_generator=_id_generator(settings, problems),
         shutdown_on_exit=False,  # as above
     )
-    strip = None if settings.content == "keep" else without_content
     for name in settings.traces_exporters:
         try:
             exporter = reporting(
-                exporter_class("traces", name, settings), "traces", _target("traces", name, settings), strip
+                exporter_class("traces", name, settings), "traces", _target("traces", name, settings), redactor.spans
             )()
             provider.add_span_processor(BatchSpanProcessor(exporter))
             outputs.append(f"traces ({describe_sampler(sampler)}) → {_target('traces', name, settings)}")
@@ -295,7 +305,9 @@ def _sampler(settings: Settings, problems: list[str]) -> Sampler:
         return default_sampler()
 
 
-def _logger_provider(settings: Settings, resource: Resource, outputs: list[str], problems: list[str]) -> Any:
+def _logger_provider(
+    settings: Settings, resource: Resource, redactor: Redactor, outputs: list[str], problems: list[str]
+) -> Any:
     if not settings.logs_exporters:
         return None
     from opentelemetry.sdk._logs import LoggerProvider  # noqa: PLC0415 - only where log records leave
@@ -304,7 +316,9 @@ def _logger_provider(settings: Settings, resource: Resource, outputs: list[str],
     provider = LoggerProvider(resource=resource, shutdown_on_exit=False)
     for name in settings.logs_exporters:
         try:
-            exporter = reporting(exporter_class("logs", name, settings), "logs", _target("logs", name, settings))()
+            exporter = reporting(
+                exporter_class("logs", name, settings), "logs", _target("logs", name, settings), redactor.logs
+            )()
             provider.add_log_record_processor(BatchLogRecordProcessor(exporter))
             outputs.append(f"logs → {_target('logs', name, settings)}")
         except ExporterMissing as error:

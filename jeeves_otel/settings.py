@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from jeeves_otel.content import asked_by, kinds
 from jeeves_otel.documents import Finding, Level, Place, did_you_mean
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ class Settings:
     declared: tuple[tuple[tuple[str, str], ...], ...] = ()
     runtime_metrics: bool = True
     log_level: str = "info"
-    content: str = "drop"
+    content: tuple[str, ...] = ()
+    redaction: str | None = None
     exit_timeout_s: float = 2.0
     strict: bool = False
 
@@ -113,6 +115,7 @@ class Settings:
                 findings.append(
                     Finding("malformed-setting", where, message, f"{error}; going on with {variable.default or 'none'}")
                 )
+        values.setdefault("content", asked_by(environ))
         if "metrics_port" not in values:
             values["metrics_port"] = _default_port(values.get("metrics_exporters", ("otlp",)))
         if not values.get("metrics_exporters", True) or values["metrics_port"] == 0:
@@ -242,6 +245,16 @@ def _exporters(text: str) -> tuple[str, ...]:
     return () if "none" in names else names
 
 
+def _kinds_of_content(text: str) -> tuple[str, ...]:
+    asked_for = tuple(name.lower() for name in _list(text))
+    for name in asked_for:
+        if name not in {*kinds(), "all", "none"}:
+            raise SettingsError(did_you_mean(name, [*kinds(), "all", "none"]))
+    if len(asked_for) > 1 and {"all", "none"} & set(asked_for):
+        raise SettingsError("all and none stand alone")
+    return tuple(kinds()) if asked_for == ("all",) else tuple(name for name in asked_for if name != "none")
+
+
 def _choice(*allowed: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text.lower() in allowed:
@@ -280,7 +293,8 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("JEEVES_OTEL_DECLARE", "declared", _declared, "a list of label sets", "", "Label sets that exist with 0 from the start and always keep their names: `agent=planner|writer; provider=openai,model=gpt-4o`."),
     Variable("JEEVES_OTEL_RUNTIME_METRICS", "runtime_metrics", _truth, "true or false", "true", "Whether metrics of the process and the Python runtime are measured."),
     Variable("JEEVES_OTEL_LOG_LEVEL", "log_level", _choice(*LOG_LEVELS), "one of debug, info, warning, error", "info", "How much the distribution says about itself; warning leaves out the line at start."),
-    Variable("JEEVES_OTEL_CONTENT", "content", _choice("drop", "keep"), "one of drop, keep", "drop", "Whether spans keep what users may have typed: query strings, SQL text, texts of exceptions. Instrumentations put it there."),
+    Variable("JEEVES_OTEL_CONTENT", "content", _kinds_of_content, "a list of kinds of content", "none", "Which kinds of content may leave, of prompts, completions, tools, sql, queries, headers, exceptions; or all, or none. [What each of them is](content.md)."),
+    Variable("JEEVES_OTEL_REDACTION", "redaction", str, "a path", "", "YAML file of further attributes to leave out and patterns to mask. [How to write it](../howto/privacy.md)."),
     Variable("JEEVES_OTEL_EXIT_TIMEOUT", "exit_timeout_s", _milliseconds, "a time in milliseconds", "2000", "Time that telemetry may take when the process exits, in milliseconds; what is not delivered by then is lost, and said."),
     Variable("JEEVES_OTEL_STRICT", "strict", _truth, "true or false", "false", "Re-raise failures of the telemetry instead of swallowing them. For tests of the telemetry itself, never in production."),
     Variable("OTEL_SDK_DISABLED", "sdk_disabled", _standard_truth, "true or false", "false", "Turns all telemetry off."),

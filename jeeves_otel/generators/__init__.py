@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING
 
+from jeeves_otel.content import kinds
 from jeeves_otel.generators import docs
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def render(registry: Registry, settings: Sequence[tuple[str, str, str]]) -> dict
         "docs/reference/metrics.md": docs.metrics_page(registry),
         "docs/reference/instruments.md": docs.instruments_page(registry),
         "docs/reference/settings.md": docs.settings_page(settings),
+        "docs/reference/content.md": docs.content_page(kinds().values()),
     }
     if empty := [path for path, text in files.items() if not text.strip()]:
         raise ValueError(f"nothing was rendered for {', '.join(empty)}")

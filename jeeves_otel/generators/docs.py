@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
+    from jeeves_otel.content import Kind
     from jeeves_otel.registry import Form, Instrument, Label, Metric, Profile, Registry, Source
 
 _HEADER = """<!-- Generated from {source} by `jeeves-otel render`.
@@ -72,6 +73,34 @@ def settings_page(settings: Sequence[tuple[str, str, str]]) -> str:
         for name, default, meaning in settings
     ]
     return "\n".join(lines) + "\n"
+
+
+def content_page(kinds: Iterable[Kind]) -> str:
+    """Return the reference of what is kept back, kind by kind."""
+    lines = [
+        _HEADER.format(source="jeeves_otel/data/content.yaml"),
+        "# Content",
+        "",
+        "What users have typed does not leave, by default: not with spans, not with log records, not with metrics.",
+        "`JEEVES_OTEL_CONTENT` lists the kinds that may; [how to ask for them, and how to add rules](../howto/privacy.md).",
+        "`*` stands for anything.",
+        "",
+    ]
+    for kind in kinds:
+        lines += [f"## `{kind.name}`", "", kind.meaning, ""]
+        lines += [f"- {words}: {_codes(names)}" for words, names in _places(kind) if names]
+        if kind.statuses:
+            lines.append("- the description of a span's status gives way to `error.type`")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _places(kind: Kind) -> Iterator[tuple[str, tuple[str, ...]]]:
+    yield "attributes left out", kind.attributes
+    yield "URLs that lose query and user information", kind.cut
+    yield "log events whose body is left out", kind.events
+    yield "loggers of libraries whose lines leave without their text", kind.loggers
+    yield "asked for by the standard variables, too", kind.asked_by
 
 
 def _profile_lines(profile: Profile) -> Iterator[str]:

@@ -3,7 +3,7 @@
 
 In: engines, sync and async, through SQLAlchemy's own events and `Engine.raw_connection`. Out:
 ``db.client.operation.duration``, ``db.client.connection.*`` and CLIENT spans. No statement text, no parameter and no
-message of a driver is recorded anywhere. Importing this module does not import SQLAlchemy.
+message of a driver is recorded, unless the text is asked for. Importing this module does not import SQLAlchemy.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import re
 import sys
 from threading import Lock
-from time import perf_counter
+from time import perf_counter, time_ns
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
@@ -37,6 +37,7 @@ _POOL_NAME = "db.client.connection.pool.name"
 _OLDEST = 2  # major version
 _MOST_NAMES = 64  # pool names that one process gives; an engine per tenant must not make a series per tenant
 _SHORT_NAME = re.compile(r"[\w.-]{1,64}")
+_LONGEST_TEXT = 4_096
 _SUPPRESSED = "suppress_instrumentation"  # the key under which OpenTelemetry's own exporters switch us off
 _RUNNING = "_jeeves_otel_running"
 
@@ -82,10 +83,16 @@ def instrument_engine(engine: Engine | AsyncEngine, pool_name: str | None = None
         _watch(sync_engine, pool_name)
 
 
-def instrument() -> None:
-    """Measure every engine of the process, those that exist already too; waits for SQLAlchemy to be imported."""
+def instrument(*, statement_text: bool = False) -> None:
+    """Measure every engine of the process, those that exist already too; waits for SQLAlchemy to be imported.
+
+    Args:
+        statement_text: Whether spans note the statement as ``db.query.text``, at most 4,096 characters, with
+            placeholders for its parameters; under the launcher, whether ``JEEVES_OTEL_CONTENT`` asks for ``sql``.
+    """
     with failsafe("sqlalchemy.instrument"):
         _hooks.everything = True
+        _hooks.statement_text = statement_text
         if "sqlalchemy" in sys.modules:
             _hooks.install()
         elif not _hooks.waiting:
@@ -104,9 +111,9 @@ def uninstrument() -> None:
 class Instrumentor:
     """The shape in which the launcher activates integrations (entry point ``jeeves_sqlalchemy``)."""
 
-    def instrument(self, **_: Any) -> None:
+    def instrument(self, *, statement_text: bool = False, **_: Any) -> None:
         """See `instrument`."""
-        instrument()
+        instrument(statement_text=statement_text)
 
     def uninstrument(self, **_: Any) -> None:
         """See `uninstrument`."""
@@ -124,6 +131,7 @@ class _Hooks:
 
     def __init__(self) -> None:
         self.everything = False
+        self.statement_text = False
         self.waiting = False
         self._observing = False
         self._original: Callable[[Any], Any] | None = None
@@ -398,12 +406,13 @@ def _timed(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
                 watched.count(pending=1)
         if watched is None:
             return original(self)
-        started_s = perf_counter()
+        started_s, started_ns = perf_counter(), time_ns()
         try:
             connection = original(self)
         except Exception as error:
             with _pool_guard:
                 _count_timeout(watched, error)
+                _record_unreached(watched, self.dialect, error, perf_counter() - started_s, started_ns)
             raise
         finally:
             watched.count(pending=-1)
@@ -423,6 +432,18 @@ def _count_timeout(watched: _Watched, error: Exception) -> None:
 
     if isinstance(error, PoolTimeout):
         recording.instruments().counter("db.client.connection.timeouts").add(1, {_POOL_NAME: watched.pool_name})
+
+
+def _record_unreached(
+    watched: _Watched, dialect: Dialect, error: Exception, duration_s: float, started_ns: int
+) -> None:
+    """Record a statement that found no connection: it failed, and nobody knows which operation it would have been."""
+    kind = error_type(_of_driver(error))
+    name, attributes = watched.span(dialect, None)
+    span = recording.tracer().start_span(
+        name, kind=SpanKind.CLIENT, attributes={**attributes, "error.type": kind}, start_time=started_ns
+    )
+    _record(span, duration_s, {**watched.attributes(dialect, None), "error.type": kind}, failed=True)
 
 
 def _disposed(engine: Engine) -> None:
@@ -459,6 +480,8 @@ def _before(conn: Any, cursor: Any, statement: str, parameters: Any, context: An
             return
         name, attributes = watched.span(dialect, operation)
         span = recording.tracer().start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
+        if _hooks.statement_text and span.is_recording():
+            span.set_attribute("db.query.text", statement[:_LONGEST_TEXT])
         setattr(context, _RUNNING, _Running(watched.attributes(dialect, operation), span))
 
 
@@ -479,11 +502,17 @@ def _finish(context: Any, error: BaseException | None) -> None:
     setattr(context, _RUNNING, None)  # one context runs one statement after the other, and an end counts once
     duration_s = perf_counter() - running.started_s
     attributes, span = running.attributes, running.span
+    if error is not None:
+        kind = error_type(_of_driver(error))
+        attributes = {**attributes, "error.type": kind}
+        span.set_attribute("error.type", kind)
+    _record(span, duration_s, attributes, failed=error is not None)
+
+
+def _record(span: Span, duration_s: float, attributes: dict[str, str], *, failed: bool) -> None:
+    """Record the duration inside *span*, and end it."""
     try:
-        if error is not None:
-            kind = error_type(_of_driver(error))
-            attributes = {**attributes, "error.type": kind}
-            span.set_attribute("error.type", kind)
+        if failed:
             span.set_status(Status(StatusCode.ERROR))  # no text: the driver's quotes values
         in_span = set_span_in_context(span) if span.is_recording() else None
         recording.instruments().histogram("db.client.operation.duration").record(duration_s, attributes, in_span)

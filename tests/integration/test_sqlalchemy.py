@@ -283,6 +283,42 @@ def test_a_statement_that_the_server_ends_is_one_error(
     assert _queries(measured)[operation, "error"] == 1
 
 
+@pytest.mark.parametrize(
+    ("dialect", "error"),
+    [
+        ("postgresql+psycopg", "psycopg.OperationalError"),
+        ("postgresql+psycopg_async", "psycopg.OperationalError"),
+        ("postgresql+asyncpg", "ConnectionRefusedError"),
+    ],
+)
+def test_a_database_that_is_down_is_seen_as_failed_operations(dialect: str, error: str, measured: Pipeline) -> None:
+    """One attempt counts as one error, or the availability of a dead database would be that of its last minute."""
+    unreachable = Database(f"{dialect}://nobody@127.0.0.1:{free_port()}/orders")
+    with pytest.raises((exc.DBAPIError, OSError)):
+        unreachable.play(_run("SELECT 1"))
+    (span,) = measured.spans()
+
+    assert _queries(measured) == {("other", "error"): 1}
+    assert (span.name, span.kind, span.status.status_code) == ("orders", SpanKind.CLIENT, StatusCode.ERROR)
+    assert span.attributes is not None
+    assert span.attributes["error.type"] == error
+    assert "db.operation.name" not in span.attributes
+
+
+def test_statement_text_is_on_the_span_only_where_it_is_asked_for(database: Database, pipeline: Pipeline) -> None:
+    """With placeholders: the values of parameters never are."""
+    integration.instrument(statement_text=True)
+    try:
+        database.play(_run("INSERT INTO t (x) VALUES (:x)", {"x": CANARY}))
+    finally:
+        integration.uninstrument()
+    (span,) = pipeline.spans()
+
+    assert span.attributes is not None
+    assert span.attributes["db.query.text"] == "INSERT INTO t (x) VALUES (?)"
+    assert CANARY not in span.to_json()
+
+
 @pytest.mark.parametrize("url", ["postgresql+psycopg_async", "postgresql+asyncpg"], indirect=True)
 def test_a_cancelled_task_ends_its_statement_once_as_an_error(database: Database, measured: Pipeline) -> None:
     """The cancellation reaches the task, the statement counts, and no connection stays in use."""
@@ -353,6 +389,7 @@ def test_overflow_waiting_and_time_outs_are_seen(database: Database, measured: P
 
     assert [True] == done
     assert measured.samples()[waiting] == 0
+    assert _queries(measured) == {("other", "error"): 1}
     engine.dispose()
     patient.dispose()
 

@@ -1,15 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""redaction: spans keep what operators need and lose what users typed."""
+"""redaction: spans and log records keep what operators need and lose what users typed."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
-from opentelemetry.trace import SpanKind, StatusCode
+import pytest
+from opentelemetry._logs import LogRecord
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
+from opentelemetry.trace import Link, SpanKind, StatusCode
 
-from jeeves_otel.redaction import without_content
+from jeeves_otel.content import LEFT_OUT, Content, Rules
+from jeeves_otel.redaction import Redactor
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from opentelemetry.sdk._logs import ReadableLogRecord
+    from opentelemetry.sdk.trace import ReadableSpan
+
     from tests.helpers import Pipeline
 
 
@@ -30,7 +41,7 @@ def test_texts_are_taken_out_and_everything_else_stays(pipeline: Pipeline) -> No
         span.set_status(StatusCode.ERROR, "canary")
         span.end()
     before = pipeline.spans()[0]
-    after = without_content([before])[0]
+    after = Redactor(Content()).spans([before])[0]
 
     assert "canary" in before.to_json()
     assert "canary" not in after.to_json()
@@ -61,7 +72,7 @@ def test_span_without_content_is_the_same_object(pipeline: Pipeline) -> None:
     span.end()
     before = pipeline.spans()[0]
 
-    assert without_content([before])[0] is before
+    assert Redactor(Content()).spans([before])[0] is before
 
 
 def test_error_without_a_type_loses_its_words(pipeline: Pipeline) -> None:
@@ -69,6 +80,124 @@ def test_error_without_a_type_loses_its_words(pipeline: Pipeline) -> None:
     span = pipeline.tracer_provider.get_tracer("library").start_span("a")
     span.set_status(StatusCode.ERROR, "canary")
     span.end()
-    after = without_content(pipeline.spans())[0]
+    after = Redactor(Content()).spans(pipeline.spans())[0]
 
     assert (after.status.status_code, after.status.description) == (StatusCode.ERROR, None)
+
+
+def test_links_lose_content_too(pipeline: Pipeline) -> None:
+    """A link keeps where it points to, and its other attributes."""
+    tracer = pipeline.tracer_provider.get_tracer("library")
+    other = tracer.start_span("other")
+    tracer.start_span("a", links=[Link(other.get_span_context(), {"gen_ai.prompt": "canary", "queue": "q"})]).end()
+    link = Redactor(Content()).spans(pipeline.spans())[0].links[0]
+
+    assert (link.context, dict(link.attributes or {})) == (other.get_span_context(), {"queue": "q"})
+
+
+def test_patterns_of_the_user_are_masked_in_every_text_of_a_span(pipeline: Pipeline) -> None:
+    """Name, attributes, lists in them, events, links and status; what does not match stays."""
+    tracer = pipeline.tracer_provider.get_tracer("library")
+    context = tracer.start_span("other").get_span_context()
+    span = tracer.start_span("card 1234567890123456", links=[Link(context, {"l": "1234567890123456"})])
+    span.set_attributes({"a": "x 1234567890123456 y", "b": ["1234567890123456", "z"], "n": 1234567890123456})
+    span.add_event("e", {"c": "1234567890123456"})
+    span.set_status(StatusCode.ERROR, "1234567890123456")
+    span.end()
+    content = Content(frozenset({"exceptions"}), Rules(mask=(re.compile(r"\b\d{16}\b"),)))
+    after = Redactor(content).spans(pipeline.spans())[0]
+
+    assert after.name == "card ***"
+    assert dict(after.attributes or {}) == {"a": "x *** y", "b": ["***", "z"], "n": 1234567890123456}
+    assert [dict(event.attributes or {}) for event in after.events] == [{"c": "***"}]
+    assert [dict(link.attributes or {}) for link in after.links] == [{"l": "***"}]
+    assert after.status.description == "***"
+
+
+@pytest.fixture
+def emitted() -> Callable[..., ReadableLogRecord]:
+    """Return a function that emits a record through the SDK and returns what an exporter gets."""
+    exporter = InMemoryLogRecordExporter()
+    provider = LoggerProvider(shutdown_on_exit=False)
+    provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
+
+    def emit(logger: str, **fields: Any) -> ReadableLogRecord:
+        provider.get_logger(logger).emit(LogRecord(**fields))
+        record: ReadableLogRecord = exporter.get_finished_logs()[-1]
+        return record
+
+    return emit
+
+
+def test_log_record_of_the_application_keeps_its_words_and_loses_those_of_the_exception(
+    emitted: Callable[..., ReadableLogRecord],
+) -> None:
+    """What the developer wrote leaves, what the exception quotes does not."""
+    before = emitted("app", body="it failed", attributes={"exception.type": "E", "exception.message": "canary", "n": 1})
+    after = Redactor(Content()).logs([before])[0]
+
+    assert (after.log_record.body, dict(after.log_record.attributes or {})) == (
+        "it failed",
+        {"exception.type": "E", "n": 1},
+    )
+    assert dict(before.log_record.attributes or {})["exception.message"] == "canary"
+    assert after.resource is before.resource
+
+
+@pytest.mark.parametrize(
+    ("logger", "event", "kinds", "leaves"),
+    [
+        ("openai", "", (), False),
+        ("openai._base_client", "", (), False),
+        ("openai._base_client", "", ("prompts",), True),
+        ("openaifan", "", (), True),
+        ("sqlalchemy.engine.Engine", "", (), False),
+        ("sqlalchemy.engine.Engine", "", ("sql",), True),
+        ("sqlalchemy.pool", "", (), True),
+        ("app", "gen_ai.user.message", (), False),
+        ("app", "gen_ai.choice", ("prompts",), False),
+        ("app", "gen_ai.choice", ("completions",), True),
+    ],
+)
+def test_lines_in_which_libraries_quote_content_leave_without_their_text(
+    logger: str, event: str, kinds: tuple[str, ...], leaves: bool, emitted: Callable[..., ReadableLogRecord]
+) -> None:
+    """That something was logged stays, with time and severity; its text leaves only if its kind is asked for."""
+    before = emitted(logger, body="canary", event_name=event or None)
+    after = Redactor(Content(frozenset(kinds))).logs([before])[0]
+
+    assert after.log_record.body == ("canary" if leaves else LEFT_OUT)
+
+
+def test_patterns_are_masked_inside_structured_bodies(emitted: Callable[..., ReadableLogRecord]) -> None:
+    """A body may be a mapping of lists of texts."""
+    before = emitted("app", body={"a": ["id-42", 1], "b": {"c": "id-43"}})
+    after = Redactor(Content(rules=Rules(mask=(re.compile(r"id-\d+"),)))).logs([before])[0]
+
+    assert after.log_record.body == {"a": ["***", 1], "b": {"c": "***"}}
+
+
+def test_record_without_content_is_the_same_object(emitted: Callable[..., ReadableLogRecord]) -> None:
+    """What holds nothing of it is not copied."""
+    before = emitted("app", body="fine", attributes={"n": 1})
+
+    assert Redactor(Content()).logs([before])[0] is before
+
+
+def test_kinds_asked_for_stay_on_spans(pipeline: Pipeline) -> None:
+    """Each kind by itself: the other one still goes."""
+
+    def sent(*kinds: str) -> dict[str, Any]:
+        span: ReadableSpan = Redactor(Content(frozenset(kinds))).spans(pipeline.spans())[0]
+        return dict(span.attributes or {})
+
+    span = pipeline.tracer_provider.get_tracer("library").start_span("a")
+    span.set_attributes(
+        {"db.query.text": "SELECT 1", "url.full": "http://u:p@h/x?q=1#f", "gen_ai.output.messages": "m"}
+    )
+    span.end()
+
+    assert sent() == {"url.full": "http://h/x"}
+    assert sent("sql") == {"url.full": "http://h/x", "db.query.text": "SELECT 1"}
+    assert sent("queries") == {"url.full": "http://u:p@h/x?q=1#f"}
+    assert sent("completions") == {"url.full": "http://h/x", "gen_ai.output.messages": "m"}

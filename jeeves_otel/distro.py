@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import metrics, propagate, trace
@@ -20,6 +20,7 @@ from opentelemetry.propagators.textmap import TextMapPropagator
 
 from jeeves_otel import failsafe
 from jeeves_otel.documents import did_you_mean
+from jeeves_otel.owners import Owners
 from jeeves_otel.registry import Registry, RegistryError, load
 from jeeves_otel.settings import Settings, malformed_numbers
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("jeeves_otel")
 _telemetry: Telemetry | None = None
+_decided: Owners | None = None
 
 # What the dashboards read; everything else that the instrumentation offers describes the machine, not the process.
 _RUNTIME_METRICS: dict[str, list[str] | None] = {
@@ -44,20 +46,13 @@ _RUNTIME_METRICS: dict[str, list[str] | None] = {
 
 
 _LOADER_LOG = logging.getLogger("opentelemetry.instrumentation.auto_instrumentation._load")
+_GROUP = "opentelemetry_instrumentor"
 
 
-def _owns_sqlalchemy() -> bool:
-    """Return whether our integration measures SQLAlchemy; the contrib package would count and trace it again."""
+def _owners() -> Owners:
+    settings, _ = Settings.from_env(os.environ)
     disabled = {name.strip() for name in os.environ.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "").split(",")}
-    return disabled.isdisjoint({"jeeves_sqlalchemy", "*"}) and not _is_old_sqlalchemy()
-
-
-def _is_old_sqlalchemy() -> bool:
-    """Return whether the installed SQLAlchemy is older than what our integration measures."""
-    try:
-        return version("sqlalchemy").startswith(("0.", "1."))
-    except PackageNotFoundError:
-        return False
+    return Owners((entry.name for entry in entry_points(group=_GROUP)), disabled, settings.owners)
 
 
 def _not_about_sqlalchemy(record: logging.LogRecord) -> bool:
@@ -71,29 +66,66 @@ class JeevesDistro(BaseDistro):  # type: ignore[misc]  # as above
     def _configure(self, **kwargs: Any) -> None:
         with failsafe.failsafe("distro.configure"):
             # Read once, when the first instrumentation is imported; the user's value wins.
-            os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http,database,gen_ai_latest_experimental")
-            if _owns_sqlalchemy():
+            for name, value in _opt_ins(Settings.from_env(os.environ)[0]).items():
+                os.environ.setdefault(name, value)
+            if _owners().owner_over("sqlalchemy"):
                 _LOADER_LOG.addFilter(_not_about_sqlalchemy)
 
     def load_instrumentor(self, entry_point: EntryPoint, **kwargs: Any) -> None:
-        """Activate one instrumentation; one that fails is skipped, counted and named, and the others go on."""
+        """Activate one instrumentation, unless another owns its library; one that fails is counted and named, and the others go on."""
+        global _decided  # noqa: PLW0603 - one start per process
+        name = entry_point.name
         try:
-            if entry_point.name == "system_metrics":
-                self._load_runtime_metrics(entry_point, **kwargs)
-            elif entry_point.name == "sqlalchemy" and _owns_sqlalchemy():
-                _log.debug("instrumentation sqlalchemy is left out: jeeves_sqlalchemy measures SQLAlchemy")
-            else:
-                super().load_instrumentor(entry_point, **kwargs)
+            settings, _ = Settings.from_env(os.environ)
+            _decided = _decided or _owners()
+            if _decided.is_disabled(name):
+                return
+            if owner := _decided.owner_over(name):
+                _decided.note_left_out(name, f"{owner} measures the same")
+                return
+            if name == "system_metrics" and not (settings.runtime_metrics and not settings.sdk_disabled):
+                return
+            self._activate(entry_point, settings, **kwargs)
+            _decided.note_activated(name, _distribution(entry_point))
         except ModuleNotFoundError:
             raise  # the library is not installed: the launcher passes over it in silence
         except Exception as error:  # noqa: BLE001 - an instrumentation must not keep the others from loading
-            failsafe.swallow(f"instrument.{entry_point.name}", error)
+            failsafe.swallow(f"instrument.{name}", error)
 
-    @staticmethod
-    def _load_runtime_metrics(entry_point: EntryPoint, **kwargs: Any) -> None:
-        settings, _ = Settings.from_env(os.environ)
-        if settings.runtime_metrics and not settings.sdk_disabled:
+    def _activate(self, entry_point: EntryPoint, settings: Settings, **kwargs: Any) -> None:
+        """Load and activate *entry_point* with what the settings mean for it."""
+        if entry_point.name == "system_metrics":
             entry_point.load()(config=dict(_RUNTIME_METRICS)).instrument(**kwargs)
+        elif entry_point.name == "jeeves_sqlalchemy":
+            entry_point.load()().instrument(statement_text="sql" in settings.content)
+        elif entry_point.name == "logging":
+            # Its handler would take part in logging.basicConfig; it is hung in only where log records leave.
+            leaves = bool(settings.logs_exporters)
+            entry_point.load()().instrument(inject_trace_context=True, enable_log_auto_instrumentation=leaves, **kwargs)
+        else:
+            super().load_instrumentor(entry_point, **kwargs)
+
+
+def _opt_ins(settings: Settings) -> dict[str, str]:
+    """Return standard variables, with which instrumentations do what our settings say."""
+    opt_ins = {
+        "OTEL_SEMCONV_STABILITY_OPT_IN": "http,database,gen_ai_latest_experimental",
+        "ANTHROPIC_OPEN_TELEMETRY": "false",  # its client would add a span beside the instrumentation's
+    }
+    if {"prompts", "completions", "tools"}.intersection(settings.content):
+        opt_ins["OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"] = "SPAN_ONLY"
+    return opt_ins
+
+
+def _distribution(entry_point: EntryPoint) -> str:
+    found = entry_point.dist
+    return f"{found.name} {found.version}" if found is not None else entry_point.value
+
+
+def say_owners() -> None:
+    """Say who measures what, and what was left out and why; the launcher calls this after all instrumentations."""
+    if _telemetry is not None and _decided is not None and (line := _decided.summary()):
+        _log.info("%s", line)
 
 
 class JeevesConfigurator:

@@ -91,6 +91,7 @@ class Settings:
     names: str = "views"
     unmapped: str = "pass"
     declared: tuple[tuple[tuple[str, str], ...], ...] = ()
+    owners: tuple[str, ...] = ()
     runtime_metrics: bool = True
     log_level: str = "info"
     content: tuple[str, ...] = ()
@@ -291,6 +292,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("JEEVES_OTEL_NAMES", "names", _choice(*NAMES), "one of views, semconv, both", "views", "Which names leave over OTLP: the promised ones (views), the conventions' (semconv), or both; with both, an instrument of ours whose name Prometheus would turn into a promised one stays behind."),
     Variable("JEEVES_OTEL_UNMAPPED", "unmapped", _choice(*UNMAPPED), "one of pass, drop", "pass", "What becomes of metrics that no view maps: pass them on under their standard names, or drop them."),
     Variable("JEEVES_OTEL_DECLARE", "declared", _declared, "a list of label sets", "", "Label sets that exist with 0 from the start and always keep their names: `agent=planner|writer; provider=openai,model=gpt-4o`."),
+    Variable("JEEVES_OTEL_OWNERS", "owners", _list, "a list", "", "Instrumentations (names of entry points) to activate although another one owns their library; the line at start says who owns what."),
     Variable("JEEVES_OTEL_RUNTIME_METRICS", "runtime_metrics", _truth, "true or false", "true", "Whether metrics of the process and the Python runtime are measured."),
     Variable("JEEVES_OTEL_LOG_LEVEL", "log_level", _choice(*LOG_LEVELS), "one of debug, info, warning, error", "info", "How much the distribution says about itself; warning leaves out the line at start."),
     Variable("JEEVES_OTEL_CONTENT", "content", _kinds_of_content, "a list of kinds of content", "none", "Which kinds of content may leave, of prompts, completions, tools, sql, queries, headers, exceptions; or all, or none. [What each of them is](content.md)."),

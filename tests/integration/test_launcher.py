@@ -112,8 +112,8 @@ def test_resource_names_service_and_distribution(http_receiver: Receiver) -> Non
     assert resource["service.instance.id"]
 
 
-def test_start_is_said_in_one_line_that_names_every_output() -> None:
-    """The line at start says what is exported where, and how much is sampled."""
+def test_start_is_said_in_two_lines_that_name_every_output_and_every_owner() -> None:
+    """What is exported where and how much is sampled; who instruments what, and what was left out and why."""
     port = free_port()
     with launched("events.py", METRICS_PORT=str(port)) as app:
         app.wait_ready()
@@ -122,7 +122,8 @@ def test_start_is_said_in_one_line_that_names_every_output() -> None:
     assert f"metrics → http://127.0.0.1:{port}/metrics" in log
     assert "metrics (views) → OTLP http/protobuf http://localhost:4318 every 15 s" in log
     assert "traces (10 % sampled) → OTLP http/protobuf http://localhost:4318" in log
-    assert len(app.lines) == 1
+    assert "sqlalchemy, threads by jeeves-otel" in log
+    assert len(app.lines) == 2
 
 
 def test_busy_port_leaves_the_application_running_and_says_so_once() -> None:
@@ -164,7 +165,7 @@ def test_unreachable_endpoint_leaves_the_application_running_and_says_so_once_pe
     assert log.count("metrics do not reach") == 1
     assert log.count("traces do not reach") == 1
     assert "Traceback" not in log
-    assert len(app.lines) == 3
+    assert len(app.lines) == 4
 
 
 def test_recovered_endpoint_gets_everything_that_was_counted_meanwhile(http_receiver: Receiver) -> None:
@@ -205,7 +206,7 @@ def test_typos_and_bad_values_are_named_with_the_way_out_and_defaults_hold() -> 
     assert "`15s` is not a time in milliseconds" in log
     assert "did you mean `always_on`?" in log
     assert "there is no metrics exporter `prometeus`" in log
-    assert len(app.lines) == 7
+    assert len(app.lines) == 8
 
 
 @pytest.mark.parametrize(

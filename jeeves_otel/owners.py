@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Give each library one owner: which instrumentation is activated, which is left out, and why.
+
+In: the instrumentations that are installed (entry points), and those that the user favours or has disabled. Out: one
+verdict per entry point, and the line at start that says them. Nothing is loaded here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+GROUP = "opentelemetry_instrumentor"
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """One owner: entry point *owner* measures *library*, and the entry points *others* would do so again.
+
+    Attributes:
+        library: Name of the distribution, empty for the standard library.
+        oldest: Major version of the library from which on the owner measures it.
+        shared: Whether the others measure something else as well, so that favouring one of them does not end the owner.
+    """
+
+    owner: str
+    library: str
+    others: tuple[str, ...]
+    oldest: int = 0
+    shared: bool = False
+
+
+_DRIVERS = (
+    "aiopg", "aiosqlite", "asyncpg", "dbapi", "mysql", "mysqlclient", "psycopg", "psycopg2", "pymysql", "pymssql",
+    "sqlite3",
+)  # fmt: skip
+OWNERSHIPS = (
+    Ownership("jeeves_asgi", "starlette", ("asgi", "fastapi", "starlette")),
+    Ownership("jeeves_grpc", "grpcio", ("grpc_client", "grpc_server", "grpc_aio_client", "grpc_aio_server")),
+    Ownership("jeeves_sqlalchemy", "sqlalchemy", ("sqlalchemy",), oldest=2),
+    Ownership("jeeves_sqlalchemy", "sqlalchemy", _DRIVERS, oldest=2, shared=True),
+    Ownership("jeeves_openai", "openai", ("openai",)),
+    Ownership("jeeves_anthropic", "anthropic", ("anthropic",)),
+    Ownership("jeeves_threads", "", ("threading",)),
+)
+
+
+class Owners:
+    """Who owns what in this process.
+
+    Args:
+        installed: Names of the entry points that are installed.
+        disabled: Names that the user has disabled (``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS``), ``*`` is all.
+        favoured: Names that the user prefers (``JEEVES_OTEL_OWNERS``).
+        version_of: Returns the version of a distribution; raises PackageNotFoundError.
+    """
+
+    def __init__(
+        self,
+        installed: Iterable[str],
+        disabled: Iterable[str] = (),
+        favoured: Iterable[str] = (),
+        version_of: Callable[[str], str] = version,
+    ) -> None:
+        self._installed, self._disabled, self._favoured = set(installed), set(disabled), set(favoured)
+        self._version_of = version_of
+        self._activated: dict[str, str] = {}
+        self._left_out: dict[str, str] = {}
+
+    def owner_over(self, name: str) -> str | None:
+        """Return the entry point in favour of which *name* is left out, or None if it is to be activated."""
+        if name in self._favoured:
+            return None
+        for each in OWNERSHIPS:
+            rivals = sorted(self._favoured.intersection(each.others, self._installed))
+            if name == each.owner and rivals and not each.shared:
+                return rivals[0]
+            if name in each.others and self._holds(each):
+                return each.owner
+        return None
+
+    def is_disabled(self, name: str) -> bool:
+        """Return whether the user has disabled *name*: by itself, or all the names under which others measure the same."""
+        if "*" in self._disabled or name in self._disabled:
+            return True
+        others = [each.others for each in OWNERSHIPS if each.owner == name and not each.shared]
+        return any(self._disabled.issuperset(names) for names in others)
+
+    def _holds(self, ownership: Ownership) -> bool:
+        owner = ownership.owner
+        if owner not in self._installed or self.is_disabled(owner) or self.owner_over(owner) is not None:
+            return False
+        return not ownership.library or self._major(ownership.library) >= ownership.oldest
+
+    def _major(self, library: str) -> int:
+        try:
+            first = self._version_of(library).partition(".")[0]
+        except PackageNotFoundError:
+            return -1
+        return int(first) if first.isdigit() else 0
+
+    # ---- what has happened -------------------------------------------------------------------------------------------
+
+    def note_activated(self, name: str, by: str) -> None:
+        """Note that the entry point *name* of the distribution *by* has been activated."""
+        library = next((each.library for each in OWNERSHIPS if each.owner == name), "")
+        if not library or self._major(library) >= 0:
+            self._activated[library or name.removeprefix("jeeves_")] = by
+
+    def note_left_out(self, name: str, why: str) -> None:
+        """Note that the entry point *name* has been left out."""
+        self._left_out[name] = why
+
+    def summary(self) -> str:
+        """Return the line at start; empty if nothing was activated or left out."""
+        owned = [f"{', '.join(names)} by {by}" for by, names in _grouped(self._activated)]
+        skipped = [f"{', '.join(names)} left out: {why}" for why, names in _grouped(self._left_out)]
+        return "; ".join(["instrumented: " + "; ".join(owned)] * bool(owned) + skipped)
+
+
+def _grouped(reasons: dict[str, str]) -> list[tuple[str, list[str]]]:
+    """Return ``[(reason, its names)]``, both sorted."""
+    names_by_reason: dict[str, list[str]] = {}
+    for name, reason in sorted(reasons.items()):
+        names_by_reason.setdefault(reason, []).append(name)
+    return sorted(names_by_reason.items())

@@ -13,12 +13,10 @@ import sys
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry import metrics, propagate, trace
-from opentelemetry.context import Context, get_current
+from opentelemetry import metrics, trace
 from opentelemetry.instrumentation.distro import BaseDistro  # type: ignore[attr-defined]  # untyped upstream
-from opentelemetry.propagators.textmap import TextMapPropagator
 
-from jeeves_otel import failsafe
+from jeeves_otel import failsafe, propagators
 from jeeves_otel.documents import did_you_mean
 from jeeves_otel.owners import Owners
 from jeeves_otel.registry import Registry, RegistryError, load
@@ -164,7 +162,7 @@ def start(environ: dict[str, str]) -> Telemetry | None:
         _log.warning(
             "OTEL_CONFIG_FILE is not read: jeeves-otel is configured by environment variables (jeeves-otel settings)"
         )
-    _mend_propagators()
+    propagators.install(settings.baggage)
     if settings.sdk_disabled:
         _log.info("jeeves-otel is off: OTEL_SDK_DISABLED is true")
         return None
@@ -211,31 +209,6 @@ def _load_registry(settings: Settings) -> Registry:
         error,
     )
     return load()
-
-
-class _NoPropagation(TextMapPropagator):
-    """Carry nothing, and give back the context that came in."""
-
-    def extract(self, carrier: Any, context: Context | None = None, getter: Any = None) -> Context:
-        return context if context is not None else get_current()
-
-    def inject(self, carrier: Any, context: Context | None = None, setter: Any = None) -> None:
-        """Write nothing."""
-
-    @property
-    def fields(self) -> set[str]:
-        return set()
-
-
-def _mend_propagators() -> None:
-    """Give ``OTEL_PROPAGATORS=none`` a propagator that works.
-
-    opentelemetry-api 1.45 answers ``none`` with a composite of nothing, whose extract returns no context at all: every
-    request of an instrumented server then fails. Remove when it returns the context that it was given.
-    """
-    with failsafe.failsafe("distro.propagators"):
-        if propagate.extract({}) is None:
-            propagate.set_global_textmap(_NoPropagation())
 
 
 class _StandIn(logging.StreamHandler[Any]):

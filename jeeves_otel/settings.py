@@ -96,6 +96,7 @@ class Settings:
     log_level: str = "info"
     content: tuple[str, ...] = ()
     redaction: str | None = None
+    baggage: tuple[str, ...] = ()
     exit_timeout_s: float = 2.0
     strict: bool = False
 
@@ -117,6 +118,8 @@ class Settings:
                     Finding("malformed-setting", where, message, f"{error}; going on with {variable.default or 'none'}")
                 )
         values.setdefault("content", asked_by(environ))
+        if environ.get("OTEL_PROPAGATORS", "").strip():
+            values.setdefault("baggage", ("*",))  # who names the propagators has asked for what they do
         if "metrics_port" not in values:
             values["metrics_port"] = _default_port(values.get("metrics_exporters", ("otlp",)))
         if not values.get("metrics_exporters", True) or values["metrics_port"] == 0:
@@ -297,6 +300,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("JEEVES_OTEL_LOG_LEVEL", "log_level", _choice(*LOG_LEVELS), "one of debug, info, warning, error", "info", "How much the distribution says about itself; warning leaves out the line at start."),
     Variable("JEEVES_OTEL_CONTENT", "content", _kinds_of_content, "a list of kinds of content", "none", "Which kinds of content may leave, of prompts, completions, tools, sql, queries, headers, exceptions; or all, or none. [What each of them is](content.md)."),
     Variable("JEEVES_OTEL_REDACTION", "redaction", str, "a path", "", "YAML file of further attributes to leave out and patterns to mask. [How to write it](../howto/privacy.md)."),
+    Variable("JEEVES_OTEL_BAGGAGE", "baggage", _list, "a list", "", "Keys of W3C Baggage that may leave with calls and come in with requests; `*` stands for anything. All of them if OTEL_PROPAGATORS is set and this is not."),
     Variable("JEEVES_OTEL_EXIT_TIMEOUT", "exit_timeout_s", _milliseconds, "a time in milliseconds", "2000", "Time that telemetry may take when the process exits, in milliseconds; what is not delivered by then is lost, and said."),
     Variable("JEEVES_OTEL_STRICT", "strict", _truth, "true or false", "false", "Re-raise failures of the telemetry instead of swallowing them. For tests of the telemetry itself, never in production."),
     Variable("OTEL_SDK_DISABLED", "sdk_disabled", _standard_truth, "true or false", "false", "Turns all telemetry off."),

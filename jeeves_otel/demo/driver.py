@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run the demo: model server, OTLP receiver and service, then traffic, then the report.
+"""Run the demo: model server, OTLP receiver, kernel and gateway, then traffic, then the report.
 
-In: `Options`. Out: an exit code, and a report on the terminal. The service is started as a user would start it, with
-the launcher and environment variables, and everything started is ended again.
+In: `Options`. Out: an exit code, and a report on the terminal. Kernel and gateway are started as a user would start
+them, with the launcher and environment variables, and everything started is ended again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jeeves_otel.demo import report
 from jeeves_otel.demo.processes import ChildError, free_ports, require_free, running, terminated_as_interrupted
 from jeeves_otel.demo.receiver import Receiver
-from jeeves_otel.demo.samples import parse, series_of
+from jeeves_otel.demo.samples import parse, series_of, total
 from jeeves_otel.demo.traffic import Outcome, Step, scripts, send
 from jeeves_otel.registry import load
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from jeeves_otel.demo.processes import Child
-    from jeeves_otel.demo.receiver import Series
+    from jeeves_otel.demo.samples import Series
     from jeeves_otel.registry import Registry
 
 PLAIN_WIDTH = 100  # columns, where there is no terminal to ask
@@ -56,11 +56,21 @@ class Options:
 class Stage:
     """What is running."""
 
-    service: Child
+    gateway: Child
+    kernel: Child
     receiver: Receiver
     url: str
-    metrics_url: str
+    metrics_urls: tuple[str, ...]
     model_url: str
+
+    def check(self) -> None:
+        """Raise `ChildError` if a process of the service has ended."""
+        self.gateway.check()
+        self.kernel.check()
+
+    def page(self) -> dict[Series, float]:
+        """Return what gateway and kernel have on /metrics, added up."""
+        return total(parse(_read(url)) for url in self.metrics_urls)
 
 
 def run(requests: int, seed: int, keep: bool, port: int, metrics_port: int) -> int:  # noqa: FBT001 - the arguments of the command
@@ -95,43 +105,65 @@ def run(requests: int, seed: int, keep: bool, port: int, metrics_port: int) -> i
 
 
 def _set_up(console: Console, options: Options, stack: ExitStack) -> Stage:
-    """Start everything, and let *stack* end it, the service first."""
+    """Start everything, and let *stack* end it, the gateway first."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jeeves-demo-")))
     require_free(options.port, "--port")
     require_free(options.metrics_port, "--metrics-port")
-    port, metrics_port, model_port = free_ports(3)
+    port, metrics_port, kernel_port, kernel_metrics_port, model_port = free_ports(5)
     port, metrics_port = options.port or port, options.metrics_port or metrics_port
-    url, model_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{model_port}"
     receiver = stack.enter_context(Receiver())
-    model_command = [sys.executable, "-m", "jeeves_otel.demo.llm_server", "--port", str(model_port)]
-    environment = _clean_environment()
-    model = stack.enter_context(
-        running(
-            "The model server",
-            model_command,
-            {**environment, "JEEVES_DEMO_SEED": str(options.seed)},
-            folder / "model.log",
-        )
+    launched = _Launched(stack, _clean_environment(), folder)
+    model_url = f"http://127.0.0.1:{model_port}"
+    model = launched.start(
+        "model",
+        ["-m", "jeeves_otel.demo.llm_server", "--port", str(model_port)],
+        {"JEEVES_DEMO_SEED": str(options.seed)},
     )
-    settings = {
-        "OTEL_SERVICE_NAME": "jeeves-demo",
+    shared = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
         "OTEL_TRACES_SAMPLER": "always_on",
         "OTEL_METRIC_EXPORT_INTERVAL": "1000",
         "OTEL_BSP_SCHEDULE_DELAY": "500",
-        "METRICS_PORT": str(metrics_port),
-        "OPENAI_BASE_URL": f"{model_url}/v1",
-        "OPENAI_API_KEY": "none-needed",
         "DATABASE_URL": f"sqlite:///{folder / 'demo.db'}",
     }
-    server = ["-m", "uvicorn", "jeeves_otel.demo.service:app", "--port", str(port), "--log-level", "warning"]
-    _announce(console, settings, " ".join(["opentelemetry-instrument", "python", *server]))
-    launcher = str(Path(sys.executable).with_name("opentelemetry-instrument"))
-    command = [launcher, sys.executable, *server]
-    service = stack.enter_context(running("The service", command, {**environment, **settings}, folder / "service.log"))
+    kernel_settings = {
+        "OTEL_SERVICE_NAME": "jeeves-kernel",
+        **shared,
+        "METRICS_PORT": str(kernel_metrics_port),
+        "OPENAI_BASE_URL": f"{model_url}/v1",
+        "OPENAI_API_KEY": "none-needed",
+    }
+    kernel_command = ["-m", "jeeves_otel.demo.kernel", "--port", str(kernel_port)]
+    gateway_settings = {
+        "OTEL_SERVICE_NAME": "jeeves-gateway",
+        **shared,
+        "METRICS_PORT": str(metrics_port),
+        "KERNEL_ADDRESS": f"127.0.0.1:{kernel_port}",
+    }
+    gateway_command = ["-m", "uvicorn", "jeeves_otel.demo.service:app", "--port", str(port), "--log-level", "warning"]
+    _announce(console, (kernel_command, kernel_settings), (gateway_command, gateway_settings))
+    kernel = launched.start("kernel", kernel_command, kernel_settings)
+    kernel.wait_until_listening(kernel_port)
+    gateway = launched.start("gateway", gateway_command, gateway_settings)
     model.wait_until_answering(f"{model_url}/calls")
-    service.wait_until_answering(f"{url}/metrics")
-    return Stage(service, receiver, url, f"http://127.0.0.1:{metrics_port}/metrics", model_url)
+    gateway.wait_until_answering(f"http://127.0.0.1:{port}/metrics")
+    pages = tuple(f"http://127.0.0.1:{each}/metrics" for each in (metrics_port, kernel_metrics_port))
+    return Stage(gateway, kernel, receiver, f"http://127.0.0.1:{port}", pages, model_url)
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """Starts processes of Python, those of the service with the launcher in front; *stack* ends them."""
+
+    stack: ExitStack
+    environment: dict[str, str]
+    folder: Path
+
+    def start(self, name: str, command: list[str], settings: dict[str, str]) -> Child:
+        launcher = [] if name == "model" else [str(Path(sys.executable).with_name("opentelemetry-instrument"))]
+        whole = [*launcher, sys.executable, *command]
+        log = self.folder / f"{name}.log"
+        return self.stack.enter_context(running(f"The {name}", whole, {**self.environment, **settings}, log))
 
 
 def _clean_environment() -> dict[str, str]:
@@ -140,13 +172,14 @@ def _clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 
-def _announce(console: Console, settings: dict[str, str], command: str) -> None:
-    console.print("On this machine only: a gateway with five agents, a language model that answers from a seed, and")
-    console.print("a receiver of OTLP. Nothing leaves the machine, and everything is ended afterwards.\n")
+def _announce(console: Console, *processes: tuple[list[str], dict[str, str]]) -> None:
+    console.print("On this machine only: a gateway, a gRPC kernel with five agents, a language model that answers from")
+    console.print("a seed, and a receiver of OTLP. Nothing leaves the machine, and everything is ended afterwards.\n")
     console.rule("The service, as you would start it", align="left")
-    for name, value in settings.items():
-        console.print(f"  {name}={value}", markup=False, soft_wrap=True)
-    console.print(f"  {command}\n", markup=False, soft_wrap=True)
+    for command, settings in processes:
+        for name, value in settings.items():
+            console.print(f"  {name}={value}", markup=False, soft_wrap=True)
+        console.print(f"  opentelemetry-instrument python {' '.join(command)}\n", markup=False, soft_wrap=True)
     console.print("All spans are sampled here (always_on), to show one trace whole; the default is one in ten.\n")
 
 
@@ -157,7 +190,7 @@ def _play(console: Console, options: Options, stage: Stage) -> int:
     registry = load()
     began = time.monotonic()
     outcome = _send(console, stage, scripts(options.seed, options.requests))
-    stage.service.check()
+    stage.check()
     seconds = time.monotonic() - began
     page = _settled_page(stage, outcome.sent)
     expected = report.comparable(registry, page)
@@ -178,7 +211,7 @@ def _wait_for_interrupt(console: Console, stage: Stage) -> None:
     """Return when the user presses Ctrl-C."""
     try:
         while True:
-            stage.service.check()
+            stage.check()
             time.sleep(1)
     except KeyboardInterrupt:
         console.print("\nStopping everything.")
@@ -203,7 +236,7 @@ def _settled_page(stage: Stage, sent: int) -> dict[Series, float]:
     """
     deadline = time.monotonic() + SETTLING_S
     while True:
-        page = parse(_read(stage.metrics_url))
+        page = stage.page()
         served = sum(series_of(page, "jeeves_http_requests_total").values())
         running_still = sum(series_of(page, "orchestrator_inflight_requests").values())
         if (served >= sent and not running_still) or time.monotonic() > deadline:
@@ -266,6 +299,11 @@ def _report_counts(console: Console, stage: Stage, outcome: Outcome, page: dict[
         report.print_comparison(console, "calls at the model server", calls, "jeeves_llm_provider_calls_total", left)
         and same
     )
+    asked = sum(series_of(page, "rpc_client_call_duration_seconds_count").values())
+    answered = sum(series_of(page, "jeeves_grpc_requests_total").values())
+    same = (
+        report.print_comparison(console, "calls of the gateway", asked, "jeeves_grpc_requests_total", answered) and same
+    )
     failures = sum(series_of(page, "jeeves_otel_internal_errors_total").values())
     return report.print_comparison(console, "failures inside the telemetry", failures, "allowed", 0) and same
 
@@ -274,11 +312,11 @@ def _report_next(console: Console, options: Options, stage: Stage) -> None:
     console.print()
     console.rule("Where to look next", align="left")
     if options.keep:
-        console.print(f"  {stage.metrics_url} and {stage.url}/metrics  the page of a scraper", soft_wrap=True)
+        console.print(f"  {' and '.join(stage.metrics_urls)}  the pages of a scraper", soft_wrap=True)
         console.print(f"  {stage.url}/docs  the service", soft_wrap=True)
         console.print("  Everything runs until Ctrl-C.")
     else:
         console.print("  jeeves-otel demo --keep          let it run on, with /metrics to look at")
-    console.print("  jeeves_otel/demo/service.py      the service: how code is instrumented")
+    console.print("  jeeves_otel/demo/agents.py       the agents: how code is instrumented")
     console.print("  jeeves_otel/data/profiles/       what is promised, and what it is made from")
     console.print("  README.md, docs/                 your own service")

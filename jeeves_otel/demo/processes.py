@@ -66,6 +66,20 @@ class Child:
             time.sleep(0.05)
         raise ChildError(f"{self.name} does not answer at {url} after {START_S:g} s.\n{self.tail()}")
 
+    def wait_until_listening(self, port: int) -> None:
+        """Return as soon as the process listens on *port* of the loopback interface.
+
+        Raises:
+            ChildError: The process ended, or does not listen within a minute.
+        """
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            self.check()
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2):
+                return
+            time.sleep(0.05)
+        raise ChildError(f"{self.name} does not listen on port {port} after {START_S:g} s.\n{self.tail()}")
+
     def check(self) -> None:
         """Raise `ChildError` if the process has ended."""
         status = self._process.poll()

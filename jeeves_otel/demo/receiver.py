@@ -16,12 +16,14 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped] 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from jeeves_otel.demo.samples import total
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 
-Series = tuple[str, frozenset[tuple[str, str]]]  # name of the sample, labels
+    from jeeves_otel.demo.samples import Series
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class Span:
     id: str
     parent: str
     name: str
+    service: str
     scope: str
     start_ns: int
     end_ns: int
@@ -49,7 +52,7 @@ class Receiver:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._samples: dict[Series, float] = {}
+        self._samples: dict[str, dict[Series, float]] = {}  # by service.instance.id: every process has its own
         self._traces: dict[str, list[Span]] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"receiver": self}))
         self._server.daemon_threads = True
@@ -72,9 +75,12 @@ class Receiver:
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def samples(self) -> dict[Series, float]:
-        """Return ``{(sample name, labels): newest value}`` of sums and gauges, and of histograms their ``_count``."""
+        """Return ``{(sample name, labels): newest value}`` of sums and gauges, and of histograms their ``_count``.
+
+        The values of several processes add up.
+        """
         with self._lock:
-            return dict(self._samples)
+            return total(self._samples.values())
 
     def traces(self) -> list[list[Span]]:
         """Return the spans received so far, by trace."""
@@ -88,9 +94,10 @@ class Receiver:
             DecodeError: The body is not what belongs to the path.
         """
         if path == "/v1/metrics":
-            samples = dict(_samples(ExportMetricsServiceRequest.FromString(body)))
+            samples = list(_samples(ExportMetricsServiceRequest.FromString(body)))
             with self._lock:
-                self._samples |= samples
+                for instance, series, value in samples:
+                    self._samples.setdefault(instance, {})[series] = value
         elif path == "/v1/traces":
             spans = list(_spans(ExportTraceServiceRequest.FromString(body)))
             with self._lock:
@@ -121,21 +128,23 @@ class _Handler(BaseHTTPRequestHandler):
         """Stay silent: the report is what the user wants to read."""
 
 
-def _samples(request: ExportMetricsServiceRequest) -> Iterable[tuple[Series, float]]:
+def _samples(request: ExportMetricsServiceRequest) -> Iterable[tuple[str, Series, float]]:
     for resource in request.resource_metrics:
+        instance = str(_attributes(resource.resource.attributes).get("service.instance.id", ""))
         for scope in resource.scope_metrics:
             for metric in scope.metrics:
                 if metric.HasField("histogram"):
                     for point in metric.histogram.data_points:
-                        yield (f"{metric.name}_count", _labels(point.attributes)), float(point.count)
+                        yield instance, (f"{metric.name}_count", _labels(point.attributes)), float(point.count)
                 else:
                     for number in (metric.sum if metric.HasField("sum") else metric.gauge).data_points:
                         value = number.as_int if number.HasField("as_int") else number.as_double
-                        yield (metric.name, _labels(number.attributes)), float(value)
+                        yield instance, (metric.name, _labels(number.attributes)), float(value)
 
 
 def _spans(request: ExportTraceServiceRequest) -> Iterable[Span]:
     for resource in request.resource_spans:
+        service = str(_attributes(resource.resource.attributes).get("service.name", ""))
         for scope in resource.scope_spans:
             for span in scope.spans:
                 yield Span(
@@ -143,6 +152,7 @@ def _spans(request: ExportTraceServiceRequest) -> Iterable[Span]:
                     id=span.span_id.hex(),
                     parent=span.parent_span_id.hex(),
                     name=span.name,
+                    service=service,
                     scope=scope.scope.name,
                     start_ns=span.start_time_unix_nano,
                     end_ns=span.end_time_unix_nano,

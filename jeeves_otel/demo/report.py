@@ -19,13 +19,12 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from jeeves_otel.demo.receiver import Series, Span
-    from jeeves_otel.demo.samples import Labels, Summary
+    from jeeves_otel.demo.receiver import Span
+    from jeeves_otel.demo.samples import Labels, Series, Summary
     from jeeves_otel.registry import Metric, Registry
 
 # Why a metric may stay without data in this demo, by the beginning of its name.
 REASONS = {
-    "jeeves_grpc_": "no source: the demo serves no gRPC; comes with the gRPC server instrumentation",
     "jeeves_otel_internal_errors": "nothing to count: the telemetry has not failed",
     "jeeves_otel_overflowed": "nothing to count: no label has reached its limit",
 }
@@ -33,6 +32,7 @@ OTHER_REASON = "nothing to count yet: send more requests"
 
 SPAN_ATTRIBUTES = {
     "http.response.status_code": "status",
+    "rpc.response.status_code": "status",
     "pipeline.name": "pipeline",
     "pipeline.status": "pipeline.status",
     "termination.reason": "reason",
@@ -119,12 +119,21 @@ def _number(value: float, unit: str) -> str:
 
 
 def telling(traces: Iterable[list[Span]]) -> list[Span]:
-    """Return the trace that shows most: most kinds of spans, then most spans, of those that fit a screen.
+    """Return the trace that shows most: most processes, kinds of spans, and spans, of those that fit a screen.
 
     Only whole traces count: one root, and every other parent is there.
     """
     whole = [spans for spans in traces if len(spans) <= LONGEST_TREE and _is_whole(spans)]
-    return max(whole, key=lambda spans: (len({span.name for span in spans}), len(spans), spans[0].trace), default=[])
+    return max(
+        whole,
+        key=lambda spans: (
+            len({span.service for span in spans}),
+            len({span.name for span in spans}),
+            len(spans),
+            spans[0].trace,
+        ),
+        default=[],
+    )
 
 
 def _is_whole(spans: list[Span]) -> bool:
@@ -135,24 +144,30 @@ def _is_whole(spans: list[Span]) -> bool:
 def print_trace(console: Console, spans: list[Span]) -> None:
     """Print a whole trace as a tree, children in the order in which they began."""
     children: dict[str, list[Span]] = {}
+    services = {span.id: span.service for span in spans}
     for span in sorted(spans, key=lambda each: each.start_ns):
         children.setdefault(span.parent, []).append(span)
 
     def grow(tree: Tree, span: Span) -> None:
         for child in children.get(span.id, []):
-            grow(tree.add(_span(child)), child)
+            crosses = child.service != services[child.parent]
+            grow(tree.add(_span(child, crosses=crosses)), child)
 
     root = children[""][0]
-    tree = Tree(_span(root), guide_style="dim")
+    tree = Tree(_span(root, crosses=True), guide_style="dim")
     grow(tree, root)
     console.print(tree, no_wrap=True, overflow="ellipsis")
 
 
-def _span(span: Span) -> Text:
+def _span(span: Span, *, crosses: bool) -> Text:
+    """Return one line of the tree; a span in another process than its parent says in which."""
     style = "bold red" if span.failed else "bold"
     shown = [f"{short}={span.attributes[key]}" for key, short in SPAN_ATTRIBUTES.items() if key in span.attributes]
     return Text.assemble(
-        (span.name, style), f"  {span.duration_s * 1_000:.1f} ms", ("".join(f"  {each}" for each in shown), "dim")
+        (f"{span.service}: " if crosses else "", "cyan"),
+        (span.name, style),
+        f"  {span.duration_s * 1_000:.1f} ms",
+        ("".join(f"  {each}" for each in shown), "dim"),
     )
 
 

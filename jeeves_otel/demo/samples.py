@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from prometheus_client.parser import text_string_to_metric_families
 
 if TYPE_CHECKING:
-    from jeeves_otel.demo.receiver import Series
+    from collections.abc import Iterable, Mapping
 
 Labels = frozenset[tuple[str, str]]
+Series = tuple[str, Labels]  # name of the sample, labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,15 @@ def parse(page: str) -> dict[Series, float]:
         for family in families
         for sample in family.samples
     }
+
+
+def total(pages: Iterable[Mapping[Series, float]]) -> dict[Series, float]:
+    """Return the sums of the series of several processes."""
+    sums: dict[Series, float] = {}
+    for page in pages:
+        for series, value in page.items():
+            sums[series] = sums.get(series, 0.0) + value
+    return sums
 
 
 def series_of(samples: dict[Series, float], name: str) -> dict[Labels, float]:

@@ -5,8 +5,8 @@ Start it as any ASGI application, with the launcher in front::
 
     opentelemetry-instrument python -m uvicorn jeeves_otel.demo.service:app
 
-Settings are the environment's: ``OPENAI_BASE_URL`` and ``OPENAI_API_KEY`` for the model, ``DATABASE_URL`` for the
-store, and those of jeeves-otel for the telemetry. Nothing here says where telemetry goes.
+Settings are the environment's: ``KERNEL_ADDRESS`` says where the agents are, ``DATABASE_URL`` where the store is, and
+those of jeeves-otel are for the telemetry. Nothing here says where telemetry goes.
 """
 
 from __future__ import annotations
@@ -34,25 +34,24 @@ from jeeves_otel import (
     record_session_closed,
     record_session_opened,
 )
-from jeeves_otel.demo.agents import Assistant
-from jeeves_otel.demo.language_model import LanguageModel, ModelUnavailableError
+from jeeves_otel.demo.kernel_client import KernelClient
+from jeeves_otel.demo.language_model import ModelUnavailableError
 from jeeves_otel.demo.store import Conversation, Store, Turn
 from jeeves_otel.prometheus import MetricsMiddleware
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator
 
 MAX_TURNS = 6
 MAX_CHARACTERS = 500
 
 
 class Services:
-    """What the routes work with: store, model, agents, and the queue of usage events. Lives as long as the application."""
+    """What the routes work with: store, kernel, and the queue of usage events. Lives as long as the application."""
 
-    def __init__(self, database_url: str) -> None:
+    def __init__(self, database_url: str, kernel_address: str) -> None:
         self.store = Store(database_url)
-        self.model = LanguageModel()
-        self.assistant = Assistant(self.model, self.store)
+        self.kernel = KernelClient(kernel_address)
         self._events: asyncio.Queue[str] = asyncio.Queue()
         record_queue_depth("events", self._events.qsize)
 
@@ -74,12 +73,14 @@ class Services:
         """Write what is queued and close all connections."""
         self.store.add_events(self._waiting())
         self.store.close()
-        await self.model.close()
+        await self.kernel.close()
 
 
 @asynccontextmanager
 async def _lifespan(application: FastAPI) -> AsyncIterator[None]:
-    services = Services(os.environ.get("DATABASE_URL", "sqlite:///jeeves-demo.db"))
+    services = Services(
+        os.environ.get("DATABASE_URL", "sqlite:///jeeves-demo.db"), os.environ.get("KERNEL_ADDRESS", "127.0.0.1:50051")
+    )
     application.state.services = services
     writer = asyncio.create_task(services.write_events())
     yield
@@ -131,7 +132,7 @@ async def chat(question: Question, services: Use) -> Answer:
     turns = await _admit(question, services)
     services.note_use("chat")
     async with orchestration():
-        reply = await services.assistant.answer(question.text, request_id=f"{question.session}-{len(turns)}")
+        reply = await services.kernel.answer(question.text, request_id=f"{question.session}-{len(turns)}")
     await asyncio.to_thread(services.store.add_turn, question.session, question.text, reply.text)
     if reply.needs_clarification:
         await asyncio.to_thread(services.store.expect, question.session, "clarification")
@@ -152,9 +153,8 @@ async def _events(question: Question, services: Services) -> AsyncGenerator[str]
         async with aclosing(_written(question, services)) as pieces:
             async for piece in pieces:
                 yield f"data: {json.dumps(piece)}\n\n"
-    except ModelUnavailableError as error:
+    except ModelUnavailableError:
         # The answer has begun, so its status is sent: the client learns from the event.
-        record_error(_cause(error), "provider")
         yield 'event: error\ndata: "the model does not answer"\n\n'
         return
     yield "event: done\ndata: {}\n\n"
@@ -163,7 +163,7 @@ async def _events(question: Question, services: Services) -> AsyncGenerator[str]
 @orchestration()
 async def _written(question: Question, services: Services) -> AsyncGenerator[str]:
     written = []
-    async with aclosing(services.assistant.stream(question.text)) as pieces:
+    async with aclosing(services.kernel.stream(question.text)) as pieces:
         async for piece in pieces:
             written.append(piece)
             yield piece
@@ -211,10 +211,10 @@ def history(name: str, services: Use) -> list[PastTurn]:
 
 @api.get("/sessions/{name}/title")
 def title(name: str, services: Use) -> dict[str, str]:
-    """Return a title for a session, from the model: one plain call, recorded by the client's instrumentation."""
+    """Return a title for a session, from the model."""
     turns = _known(name, services)[1]
     services.note_use("title")
-    return {"title": services.model.ask_blocking("You write titles.", "\n".join(turn.question for turn in turns))}
+    return {"title": services.kernel.title("\n".join(turn.question for turn in turns))}
 
 
 @api.delete("/sessions/{name}", status_code=204)
@@ -237,32 +237,25 @@ def _known(name: str, services: Services) -> tuple[Conversation, list[Turn]]:
 
 @api.get("/health")
 def health(services: Use) -> JSONResponse:
-    """Say whether the store and the model answer."""
-    works = {
-        "store": _works("store", services.store.ping, SQLAlchemyError),
-        "model": _works("model", services.model.ping, ModelUnavailableError),
-    }
+    """Say whether the store and the kernel answer."""
+    works = {"store": _store_works(services.store), "kernel": services.kernel.is_healthy()}
+    record_health("kernel", "healthy" if works["kernel"] else "failed")
     return JSONResponse(works, status_code=200 if all(works.values()) else 503)
 
 
-def _works(check: str, ping: Callable[[], None], failure: type[Exception]) -> bool:
+def _store_works(store: Store) -> bool:
     try:
-        ping()
-    except failure:
-        record_health(check, "failed")
+        store.ping()
+    except SQLAlchemyError:
+        record_health("store", "failed")
         return False
-    record_health(check, "healthy")
+    record_health("store", "healthy")
     return True
 
 
 @api.exception_handler(ModelUnavailableError)
-async def _model_unavailable(_: Request, error: Exception) -> JSONResponse:
-    record_error(_cause(error), "provider")
+async def _model_unavailable(_: Request, __: Exception) -> JSONResponse:
     return JSONResponse({"detail": "the model does not answer"}, status_code=502)
-
-
-def _cause(error: Exception) -> str:
-    return type(error.__cause__ or error).__name__
 
 
 # Outside everything else, so that scrapes are not counted as requests.

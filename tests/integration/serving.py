@@ -312,3 +312,47 @@ def open_request(port: int, path: str) -> socket.socket:
     connection = socket.create_connection(("127.0.0.1", port), timeout=30)
     connection.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
     return connection
+
+
+class Called:
+    """What an application has sent when it was called without a server."""
+
+    def __init__(self) -> None:
+        self.messages: list[Any] = []
+
+    async def take(self, message: Any) -> None:
+        """Be the server's ``send``."""
+        self.messages.append(message)
+
+    @property
+    def status(self) -> int:
+        """The status of the response."""
+        status: int = self.messages[0]["status"]
+        return status
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of the response; a repeated one joined by commas."""
+        found: dict[str, str] = {}
+        for name, value in self.messages[0].get("headers", ()):
+            key = name.decode().lower()
+            found[key] = f"{found[key]},{value.decode()}" if key in found else value.decode()
+        return found
+
+
+async def call(app: Any, path: str, headers: dict[str, str] | None = None, **scope: Any) -> Called:
+    """Call *app* as a server would, with one GET request."""
+    called = Called()
+    whole = {
+        **{"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "GET"},
+        **{"scheme": "http", "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": ""},
+        **{"client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80)},
+        "headers": [(name.encode(), value.encode()) for name, value in (headers or {}).items()],
+        **scope,
+    }
+    await app(whole, _empty_request, called.take)
+    return called
+
+
+async def _empty_request() -> dict[str, Any]:
+    return {"type": "http.request", "body": b"", "more_body": False}

@@ -18,6 +18,7 @@ from opentelemetry import metrics as api
 
 from jeeves_otel.content import Content
 from jeeves_otel.failsafe import swallow
+from jeeves_otel.inbound import inbound_request
 from jeeves_otel.instruments import finite
 from jeeves_otel.labels import text_of
 from jeeves_otel.layers import LAYER, PROVIDER, OpenOperation, opened
@@ -43,6 +44,8 @@ _INF = float("inf")
 _LOWEST = -sys.float_info.max
 _OPERATION_NAME = "gen_ai.operation.name"
 _INFERENCE = frozenset({"chat", "text_completion", "generate_content"})
+_HTTP_SERVER = "http.server."
+_OWN_METERS = frozenset({"jeeves_otel"})
 _NAME_OF_OPERATION = {"agent": "gen_ai.agent.name", "tool": "gen_ai.tool.name"}
 
 
@@ -234,6 +237,22 @@ def _reporting(bounded: Prepare, operation: str) -> Prepare:
     return prepare
 
 
+def _inbound(prepare: Prepare, instrument: str) -> Prepare:
+    """Count a request that is being served once, by how it ended, and not at all if it is excluded."""
+    once = instrument.endswith("duration")
+
+    def prepare_inbound(attributes: Any, context: Context | None, amount: float) -> Any:
+        request = inbound_request()
+        if request is not None:
+            if not request.admits(instrument, once=once):
+                return _DROP
+            if once:
+                attributes = request.corrected(attributes)
+        return prepare(attributes, context, amount)
+
+    return prepare_inbound
+
+
 # ---- meter and instruments -------------------------------------------------------------------------------------------
 
 
@@ -247,7 +266,11 @@ class _Meter(api.Meter):
         self._others = others
 
     def _preparer(self, name: str) -> Prepare:
-        return self._preparers.get(name.lower(), self._others)
+        name = name.lower()
+        found = self._preparers.get(name, self._others)
+        if name.startswith(_HTTP_SERVER) and self.name not in _OWN_METERS:
+            return _inbound(found, name)
+        return found
 
     def create_counter(self, name: str, unit: str = "", description: str = "") -> api.Counter:
         return _Counter(self._sdk.create_counter(name, unit, description), name, self._preparer(name))

@@ -40,7 +40,7 @@ from jeeves_otel.metering import MeterProvider
 from jeeves_otel.prometheus import PrometheusCollector
 from jeeves_otel.recording import package_version
 from jeeves_otel.redaction import Redactor
-from jeeves_otel.sampling import SamplerUnknown, default_sampler, describe_sampler, sampler_from
+from jeeves_otel.sampling import SamplerUnknown, WithoutExcluded, default_sampler, describe_sampler, sampler_from
 from jeeves_otel.settings import mask
 from jeeves_otel.translation import Translator
 from jeeves_otel.views import sdk_views
@@ -267,7 +267,7 @@ def _tracer_provider(
 ) -> TracerProvider:
     sampler = _sampler(settings, problems)
     provider = TracerProvider(
-        sampler=sampler,
+        sampler=WithoutExcluded(sampler),
         resource=resource,
         id_generator=_id_generator(settings, problems),
         shutdown_on_exit=False,  # as above

@@ -9,12 +9,24 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, Sampler, TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import (
+    ALWAYS_OFF,
+    ALWAYS_ON,
+    ParentBased,
+    Sampler,
+    SamplingResult,
+    TraceIdRatioBased,
+)
 
 from jeeves_otel.documents import did_you_mean
+from jeeves_otel.inbound import inbound_request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Link, SpanKind, TraceState
+    from opentelemetry.util.types import Attributes
 
 DEFAULT_RATIO = 0.1
 
@@ -50,6 +62,32 @@ def sampler_from(name: str, argument: str | None) -> Sampler:
         sampler: Sampler = entry.load()(argument)
         return sampler
     raise SamplerUnknown(f"OTEL_TRACES_SAMPLER={name} is not a sampler ({did_you_mean(name, _SAMPLERS)})")
+
+
+class WithoutExcluded(Sampler):
+    """Keep no span of a request that is excluded, whatever its caller has sampled; ask *inner* about all others."""
+
+    def __init__(self, inner: Sampler) -> None:
+        self._inner = inner
+
+    def should_sample(
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> SamplingResult:
+        """See `Sampler`."""
+        request = inbound_request()
+        sampler = self._inner if request is None or not request.excluded else ALWAYS_OFF
+        return sampler.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
+
+    def get_description(self) -> str:
+        """See `Sampler`."""
+        return self._inner.get_description()
 
 
 def describe_sampler(sampler: Sampler) -> str:

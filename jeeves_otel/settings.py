@@ -8,6 +8,7 @@ an exporter reads by itself (endpoints, headers, certificates, limits) are not r
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,10 @@ NAMES = ("views", "semconv", "both")
 UNMAPPED = ("pass", "drop")
 PROTOCOLS = ("http/protobuf", "grpc")
 EXEMPLAR_FILTERS = ("trace_based", "always_on", "always_off")
+PROBES = (
+    *("/health", "/health/live", "/health/ready", "/healthz", "/live", "/livez", "/ready", "/readyz"),
+    "/metrics",
+)
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -97,6 +102,11 @@ class Settings:
     content: tuple[str, ...] = ()
     redaction: str | None = None
     baggage: tuple[str, ...] = ()
+    http_excluded: tuple[str, ...] = PROBES
+    response_headers: bool = True
+    excluded_urls: tuple[str, ...] = ()
+    fastapi_excluded_urls: tuple[str, ...] = ()
+    starlette_excluded_urls: tuple[str, ...] = ()
     exit_timeout_s: float = 2.0
     strict: bool = False
 
@@ -125,6 +135,11 @@ class Settings:
         if not values.get("metrics_exporters", True) or values["metrics_port"] == 0:
             values["metrics_port"] = None
         return cls(**values), findings
+
+    @classmethod
+    def of_process(cls) -> Settings:
+        """Return the settings in the environment of this process, for what is activated without the distro."""
+        return cls.from_env(os.environ)[0]
 
     @property
     def declared_labels(self) -> tuple[dict[str, str], ...]:
@@ -244,6 +259,25 @@ def _list(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
+def _paths(text: str) -> tuple[str, ...]:
+    if text.lower() == "none":
+        return ()
+    paths = _list(text)
+    if not all(path.startswith(("/", "*")) for path in paths):
+        raise SettingsError("write paths that begin with / or *, separated by commas, or none")
+    return paths
+
+
+def _expressions(text: str) -> tuple[str, ...]:
+    expressions = _list(text)
+    for expression in expressions:
+        try:
+            re.compile(expression)
+        except re.error as error:
+            raise SettingsError("write regular expressions, separated by commas") from error
+    return expressions
+
+
 def _exporters(text: str) -> tuple[str, ...]:
     names = tuple(name.lower() if name.lower() in _STANDARD_EXPORTERS else name for name in _list(text))
     return () if "none" in names else names
@@ -301,6 +335,8 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("JEEVES_OTEL_CONTENT", "content", _kinds_of_content, "a list of kinds of content", "none", "Which kinds of content may leave, of prompts, completions, tools, sql, queries, headers, exceptions; or all, or none. [What each of them is](content.md)."),
     Variable("JEEVES_OTEL_REDACTION", "redaction", str, "a path", "", "YAML file of further attributes to leave out and patterns to mask. [How to write it](../howto/privacy.md)."),
     Variable("JEEVES_OTEL_BAGGAGE", "baggage", _list, "a list", "", "Keys of W3C Baggage that may leave with calls and come in with requests; `*` stands for anything. All of them if OTEL_PROPAGATORS is set and this is not."),
+    Variable("JEEVES_OTEL_HTTP_EXCLUDED", "http_excluded", _paths, "a list of paths", ",".join(PROBES), "Paths of requests of which neither spans nor metrics are made, separated by commas; * stands for any text, a slash at the end does not matter, none excludes nothing."),
+    Variable("JEEVES_OTEL_RESPONSE_HEADERS", "response_headers", _truth, "true or false", "true", "Whether HTTP responses carry X-Trace-ID and X-Span-ID of the server's span, sampled or not; those that the application sets itself stay."),
     Variable("JEEVES_OTEL_EXIT_TIMEOUT", "exit_timeout_s", _milliseconds, "a time in milliseconds", "2000", "Time that telemetry may take when the process exits, in milliseconds; what is not delivered by then is lost, and said."),
     Variable("JEEVES_OTEL_STRICT", "strict", _truth, "true or false", "false", "Re-raise failures of the telemetry instead of swallowing them. For tests of the telemetry itself, never in production."),
     Variable("OTEL_SDK_DISABLED", "sdk_disabled", _standard_truth, "true or false", "false", "Turns all telemetry off."),
@@ -315,6 +351,9 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("OTEL_TRACES_SAMPLER_ARG", "sampler_arg", str, "an argument", "0.1 with the default sampler", "Argument of the sampler; ratio, 0..1."),
     Variable("OTEL_METRICS_EXEMPLAR_FILTER", "exemplar_filter", _choice(*EXEMPLAR_FILTERS), "one of trace_based, always_on, always_off", "trace_based", "Which measurements may become exemplars: those inside sampled spans, all, or none."),
     Variable("OTEL_PYTHON_ID_GENERATOR", "id_generator", str, "an id generator", "random", "Generator of trace and span ids: random, or any that is installed."),
+    Variable("OTEL_PYTHON_EXCLUDED_URLS", "excluded_urls", _expressions, "a list of regular expressions", "", "HTTP requests with a URL that one of these matches anywhere are excluded, besides JEEVES_OTEL_HTTP_EXCLUDED; separated by commas."),
+    Variable("OTEL_PYTHON_FASTAPI_EXCLUDED_URLS", "fastapi_excluded_urls", _expressions, "a list of regular expressions", "", "The same for FastAPI applications, in place of OTEL_PYTHON_EXCLUDED_URLS."),
+    Variable("OTEL_PYTHON_STARLETTE_EXCLUDED_URLS", "starlette_excluded_urls", _expressions, "a list of regular expressions", "", "The same for Starlette applications, in place of OTEL_PYTHON_EXCLUDED_URLS."),
     Variable("OTEL_CONFIG_FILE", "config_file", str, "a path", "", "Declarative configuration of OpenTelemetry. Not read, because it knows no views of this package; one line says so."),
     Variable("OTEL_METRIC_EXPORT_INTERVAL", "metric_export_interval_s", _milliseconds, "a time in milliseconds", "15000", "Time between two exports of metrics, in milliseconds."),
     Variable("OTEL_METRIC_EXPORT_TIMEOUT", "metric_export_timeout_s", _milliseconds, "a time in milliseconds", "30000", "Time that one export of metrics may take, in milliseconds."),

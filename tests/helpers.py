@@ -23,6 +23,7 @@ from jeeves_otel.cardinality import Bounds
 from jeeves_otel.metering import MeterProvider
 from jeeves_otel.prometheus import PrometheusCollector
 from jeeves_otel.registry import load
+from jeeves_otel.sampling import WithoutExcluded
 from jeeves_otel.translation import Translator
 from jeeves_otel.views import sdk_views
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.sdk.trace.sampling import Sampler
 
     from jeeves_otel.registry import Registry
 
@@ -44,6 +46,7 @@ class Pipeline:
         temporality: For the reader, ``{instrument class: temporality}``; default cumulative.
         declared: Label sets that exist from the start.
         registry: Used instead of loading *profiles*.
+        sampler: Of the spans; default all.
         options: Further arguments of `Translator`.
     """
 
@@ -54,6 +57,7 @@ class Pipeline:
         declared: Iterable[Mapping[str, str]] = (),
         registry: Registry | None = None,
         always_exemplars: bool = False,
+        sampler: Sampler | None = None,
         **options: Any,
     ) -> None:
         self.registry = registry if registry is not None else load(profiles or ("jeeves",))
@@ -73,7 +77,7 @@ class Pipeline:
         )
         self.collector = PrometheusCollector(self.reader, self.translate)
         self.spans_exporter = InMemorySpanExporter()
-        self.tracer_provider = TracerProvider(sampler=ALWAYS_ON, shutdown_on_exit=False)
+        self.tracer_provider = TracerProvider(sampler=WithoutExcluded(sampler or ALWAYS_ON), shutdown_on_exit=False)
         self.tracer_provider.add_span_processor(SimpleSpanProcessor(self.spans_exporter))
 
     def translated(self) -> MetricsData:

@@ -19,7 +19,6 @@ from tests.integration.llm_servers import CANARY, llm_servers
 from tests.otlp import HttpReceiver
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.integration

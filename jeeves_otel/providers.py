@@ -35,6 +35,7 @@ from opentelemetry.sdk.trace.id_generator import IdGenerator, RandomIdGenerator
 from jeeves_otel import failsafe, stock_logs
 from jeeves_otel.cardinality import Bounds
 from jeeves_otel.exporters import ExporterMissing, endpoint, exporter_class, reporting
+from jeeves_otel.llm_providers import LlmProviders, naming
 from jeeves_otel.metering import MeterProvider
 from jeeves_otel.prometheus import PrometheusCollector
 from jeeves_otel.recording import package_version
@@ -126,7 +127,7 @@ def build(settings: Settings, registry: Registry) -> Telemetry:
         exemplar_filter=_EXEMPLAR_FILTERS[settings.exemplar_filter](),
         shutdown_on_exit=False,  # closing does it, within a bounded time
     )
-    meter_provider = MeterProvider(inner, registry, bounds)
+    meter_provider = MeterProvider(inner, registry, bounds, LlmProviders(settings.llm_providers))
     _observe_ourselves(meter_provider, bounds)
     telemetry = Telemetry(
         settings=settings,
@@ -261,11 +262,11 @@ def _tracer_provider(settings: Settings, resource: Resource, outputs: list[str],
         id_generator=_id_generator(settings, problems),
         shutdown_on_exit=False,  # as above
     )
-    strip = None if settings.content == "keep" else without_content
+    prepare = _span_preparer(settings)
     for name in settings.traces_exporters:
         try:
             exporter = reporting(
-                exporter_class("traces", name, settings), "traces", _target("traces", name, settings), strip
+                exporter_class("traces", name, settings), "traces", _target("traces", name, settings), prepare
             )()
             provider.add_span_processor(BatchSpanProcessor(exporter))
             outputs.append(f"traces ({describe_sampler(sampler)}) → {_target('traces', name, settings)}")
@@ -274,6 +275,15 @@ def _tracer_provider(settings: Settings, resource: Resource, outputs: list[str],
         except Exception as error:  # noqa: BLE001 - as for metrics
             problems.append(f"traces are not sent to {name}: {type(error).__name__}: {error}")
     return provider
+
+
+def _span_preparer(settings: Settings) -> Callable[[Any], Any] | None:
+    """Return what finished spans go through before they leave; None if that is nothing."""
+    strip = None if settings.content == "keep" else without_content
+    if not settings.llm_providers:
+        return strip
+    name = naming(LlmProviders(settings.llm_providers))
+    return name if strip is None else lambda spans: strip(name(spans))
 
 
 def _id_generator(settings: Settings, problems: list[str]) -> IdGenerator:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.sdk.trace import ReadableSpan
 
+    from jeeves_otel.llm_providers import LlmProviders
     from jeeves_otel.registry import Registry
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -44,6 +45,7 @@ class Pipeline:
         temporality: For the reader, ``{instrument class: temporality}``; default cumulative.
         declared: Label sets that exist from the start.
         registry: Used instead of loading *profiles*.
+        llm_providers: Providers of LLM calls by server.
         options: Further arguments of `Translator`.
     """
 
@@ -54,6 +56,7 @@ class Pipeline:
         declared: Iterable[Mapping[str, str]] = (),
         registry: Registry | None = None,
         always_exemplars: bool = False,
+        llm_providers: LlmProviders | None = None,
         **options: Any,
     ) -> None:
         self.registry = registry if registry is not None else load(profiles or ("jeeves",))
@@ -67,7 +70,7 @@ class Pipeline:
         )
         declared = list(declared)
         self.bounds = Bounds(self.registry, declared)
-        self.meter_provider = MeterProvider(self.sdk_provider, self.registry, self.bounds)
+        self.meter_provider = MeterProvider(self.sdk_provider, self.registry, self.bounds, llm_providers)
         self.translate = Translator(
             self.registry, declared=declared, **{"started_unix_nano": time.time_ns(), **options}
         )

@@ -106,6 +106,8 @@ async def left_in_with(stream: Any) -> None:
 async def dropped_on_the_floor(stream: Any) -> None:
     """Read one chunk and forget the stream."""
     await read(stream, 1)
+    del stream
+    gc.collect()
 
 
 async def consumer_failed(stream: Any) -> None:
@@ -113,9 +115,13 @@ async def consumer_failed(stream: Any) -> None:
     try:
         async with entered(stream):
             await read(stream, 1)
-            raise ConsumerError(CANARY)
+            _fail()
     except ConsumerError:
         pass
+
+
+def _fail() -> None:
+    raise ConsumerError(CANARY)
 
 
 async def generator_closed(stream: Any) -> None:
@@ -135,7 +141,6 @@ LEAVES = {
     each.__name__: each
     for each in (closed_early, left_in_with, dropped_on_the_floor, consumer_failed, generator_closed)
 }
-Reading = "Callable[[Any], Awaitable[None]]"
 
 
 # ---- ways to ask -----------------------------------------------------------------------------------------------------
@@ -342,4 +347,3 @@ async def asked(way: Way, url: str, model: str, reading: Any = to_the_end, *, sy
     make = getattr(way.library, names[way.library, sync])
     async with entered(make(api_key="k", base_url=base, **{"max_retries": 0, **options})) as client:
         await way.ask(client, model, reading)
-    gc.collect()

@@ -107,12 +107,16 @@ class _Library:
         if self.stock is not None:
             return
         try:
-            stock = getattr(import_module(self.module), self.cls)()
+            make = getattr(import_module(self.module), self.cls, None)
         except ModuleNotFoundError as error:
             if not (error.name or "").startswith("opentelemetry"):
                 raise
             _log.info("%s is imported and not measured: install jeeves-otel[genai]", self.name)
             return
+        if make is None:  # somebody is importing it right now, and the library with it: it is theirs to activate
+            self._mend(_stream_mends())
+            return
+        stock = make()
         if not stock.is_instrumented_by_opentelemetry:
             stock.instrument(**self.options)
         if not stock.is_instrumented_by_opentelemetry:
@@ -121,9 +125,10 @@ class _Library:
         if self.name == "anthropic" and _NATIVE_ANTHROPIC not in os.environ:  # noqa: TID251 - its only switch for all clients; a user's value wins
             os.environ[_NATIVE_ANTHROPIC] = "false"  # noqa: TID251 - as above
             self.silenced = True
-        for patch in (*_stream_mends(), *self.mends()):
-            if patch.apply():
-                self.patches.append(patch)
+        self._mend([*_stream_mends(), *self.mends()])
+
+    def _mend(self, patches: list[_Patch]) -> None:
+        self.patches += [patch for patch in patches if patch.apply()]
 
     def uninstrument(self) -> None:
         """Deactivate the instrumentation and leave nothing behind."""

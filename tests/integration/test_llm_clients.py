@@ -29,14 +29,18 @@ from jeeves_otel.llm_providers import LlmProviders, naming
 from jeeves_otel.redaction import without_content
 from jeeves_otel.registry import load
 from jeeves_otel.settings import Settings
+from tests.helpers import counts_by, poll_until
+from tests.integration.launching import free_port, launched, scrape
 from tests.integration.llm_clients import LEAVES, TURNS, WAYS, Way, asked, entered, read, run, settled, to_the_end
 from tests.integration.llm_servers import CANARY, COMPLETION, PROMPT, SLOW_S, Server, llm_servers
+from tests.otlp import HttpReceiver, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from jeeves_otel.registry import Registry
     from tests.helpers import Pipeline
+    from tests.otlp import Receiver
 
 pytestmark = pytest.mark.integration
 
@@ -93,6 +97,12 @@ class instrumented:  # noqa: N801 - reads as the statement it is
     def __exit__(self, *_: object) -> None:
         for instrumentor in self._instrumentors:
             instrumentor.uninstrument()
+
+
+@pytest.fixture
+def http_receiver() -> Iterator[Receiver]:
+    """Return a running OTLP receiver over HTTP."""
+    yield from running(HttpReceiver)
 
 
 @pytest.fixture(autouse=True)
@@ -635,3 +645,44 @@ def test_content_stands_in_known_attributes_only_and_only_if_asked_for(
 
     assert asked_for == holding
     assert CANARY not in pipeline.page()
+
+
+# ---- under the launcher -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", ["drop", "keep"])
+def test_a_launched_application_has_one_span_and_one_count_per_call(
+    content: str, server: Server, http_receiver: Receiver
+) -> None:
+    """Nothing is imported for it, nothing doubled; the server names the provider; no content leaves unless asked for."""
+    port = free_port()
+    settings = {
+        "JEEVES_OTEL_LLM_PROVIDERS": f"llamaserver={server.url}",
+        "JEEVES_OTEL_CONTENT": content,
+        "LLM_URL": server.url,
+        "LLM_CANARY": CANARY,
+        "METRICS_PORT": str(port),
+        "OTEL_BSP_SCHEDULE_DELAY": "100",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": http_receiver.endpoint,
+        "OTEL_LOGS_EXPORTER": "otlp",
+        # Ours stand in for these, which would import the libraries at start.
+        "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "openai,anthropic",
+        "OTEL_TRACES_SAMPLER": "always_on",
+    }
+    with launched("llm.py", **settings) as app:
+        app.wait_ready()
+        poll_until(lambda: len(http_receiver.spans()) >= 6, "six spans")
+        samples = scrape(port)
+        app.finish()
+    spans = http_receiver.spans()
+    providers = {value.value.string_value for span in spans for value in span.attributes if "provider" in value.key}
+
+    assert app.out[0] == "imported at start: []\n"
+    assert server.calls.total() == len(spans) == 6
+    assert providers == {"llamaserver"}
+    assert counts_by(samples, "jeeves_llm_calls_total", "status") == {"success": 4, "error": 2}
+    assert counts_by(samples, "jeeves_llm_provider_calls_total", "provider") == {"llamaserver": 6}
+    assert counts_by(samples, "jeeves_llm_tokens_total", "type") == {"prompt": 400, "completion": 61}
+    assert (CANARY in str(http_receiver.requests)) == (content == "keep")
+    assert CANARY not in app.log
+    assert "detach" not in app.log

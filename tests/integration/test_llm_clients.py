@@ -12,7 +12,8 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import nullcontext
+import warnings
+from contextlib import contextmanager, nullcontext, suppress
 from threading import Thread
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -556,6 +557,74 @@ def test_the_span_of_anthropics_own_client_is_off_unless_asked_for(
         monkeypatch.setenv("ANTHROPIC_OPEN_TELEMETRY", "true")
         with _client("anthropic", server) as client:
             assert client.open_telemetry["traces"]["enabled"] is True
+
+
+STOCK_TROUBLE: dict[str, tuple[str, str, str, bool]] = {
+    "SyncStreamWrapper._advance": ("chat raw stream", "error", "to_the_end", True),
+    "AsyncStreamWrapper._advance": ("chat raw stream", "error", "to_the_end", False),
+    "_StreamTelemetry._finalize_success": ("chat raw stream", "error", "to_the_end", True),
+    "_StreamTelemetry._finalize_failure": ("chat stream", "ok", "dropped_on_the_floor", True),
+    "InferenceInvocation._on_stream_chunk": ("chat stream", "ok", "closed_early", True),
+    "_set_response_properties": ("chat streaming response", "ok", "to_the_end", False),
+    "MessagesStreamWrapper.__init__": ("messages stream", "ok", "while it is open", True),
+    "AsyncMessagesStreamWrapper.__init__": ("messages stream", "ok", "while it is open", False),
+    "MessagesStreamWrapper.text_stream": ("messages text stream", "ok", "to_the_end", True),
+    "AsyncMessagesStreamWrapper.text_stream": ("messages text stream", "ok", "to_the_end", False),
+}
+
+
+@pytest.mark.parametrize("mend", STOCK_TROUBLE)
+def test_every_mend_is_still_needed(
+    mend: str, server: Server, registry: Registry, make_pipeline: Callable[..., Pipeline]
+) -> None:
+    """Without it the same call looks otherwise; when this fails, upstream has mended it and ours can go."""
+    way, model, leave, sync = STOCK_TROUBLE[mend]
+    found = []
+    for without in (None, mend):
+        pipeline = make_pipeline(registry=registry)
+        with instrumented(pipeline), without_mend(without), warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            tracer = pipeline.tracer_provider.get_tracer("test")
+            current: list[str] = []
+
+            async def while_it_is_open(stream: Any, current: list[str] = current) -> None:
+                current.append(getattr(get_current_span(), "name", ""))
+                await read(stream)
+
+            reading = while_it_is_open if leave == "while it is open" else LEAVES.get(leave, to_the_end)
+            with tracer.start_as_current_span("application"), suppress(openai.APIError):
+                run(asked(WAYS[way], server.url, model, reading, sync=sync), sync=sync)
+            gc.collect()
+        named = [str(warning.message) for warning in warned if "never awaited" in str(warning.message)]
+        found.append((seen(pipeline), current, named))
+
+    assert found[0] != found[1]
+
+
+def test_a_raw_response_leaves_the_application_its_context(server: Server, measured: Pipeline) -> None:
+    """Between asking and parsing too; the mend that sees to it is still needed."""
+    current = []
+    for mend in (None, "RawResponseProxy.__init__"):
+        with without_mend(mend), _client("anthropic", server) as client:
+            raw = client.messages.with_raw_response.create(model="ok", max_tokens=9, messages=TURNS, stream=True)
+            current.append(get_current_span().is_recording())
+            list(raw.parse())
+
+    assert current == [False, True]
+    assert measured.counts_by("jeeves_llm_calls_total", "status") == {"success": 2}
+
+
+@contextmanager
+def without_mend(path: str | None) -> Iterator[None]:
+    """Put the stock function back inside the block."""
+    patches = [
+        patch for library in genai._LIBRARIES.values() for patch in library.patches if path and patch.path == path
+    ]
+    for patch in patches:
+        patch.undo()
+    yield
+    for patch in patches:
+        patch.apply()
 
 
 def test_an_instrumentation_that_is_built_otherwise_keeps_its_own_ways() -> None:

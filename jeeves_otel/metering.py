@@ -22,6 +22,7 @@ from jeeves_otel.inbound import inbound_request
 from jeeves_otel.instruments import finite
 from jeeves_otel.labels import text_of
 from jeeves_otel.layers import LAYER, PROVIDER, OpenOperation, opened
+from jeeves_otel.llm_providers import PROVIDER_NAME
 from jeeves_otel.registry import OTHER
 from jeeves_otel.views import needed_attributes
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import Attributes
 
     from jeeves_otel.cardinality import Bound, Bounds
+    from jeeves_otel.llm_providers import LlmProviders
     from jeeves_otel.registry import Registry
 
     # (attributes, context, amount) → attributes to record
@@ -59,14 +61,20 @@ class MeterProvider(api.MeterProvider):
         registry: Which instruments and attributes are known.
         bounds: The shared bounds of open attribute values.
         content: Which attributes never become labels; default all that hold content.
+        llm_providers: Providers of LLM calls by server.
     """
 
     def __init__(
-        self, inner: SdkMeterProvider, registry: Registry, bounds: Bounds, content: Content | None = None
+        self,
+        inner: SdkMeterProvider,
+        registry: Registry,
+        bounds: Bounds,
+        content: Content | None = None,
+        llm_providers: LlmProviders | None = None,
     ) -> None:
         self._inner = inner
         content = content or Content()
-        self._preparers = _preparers(registry, bounds, content)
+        self._preparers = _preparers(registry, bounds, content, llm_providers)
         self._others = _bounder((), content)
         _ATTRIBUTE_LOG.addFilter(_COUNT_COMPLAINTS)
 
@@ -114,7 +122,9 @@ _COUNT_COMPLAINTS = _CountComplaints()
 # ---- what happens to the attributes of one measurement ---------------------------------------------------------------
 
 
-def _preparers(registry: Registry, bounds: Bounds, content: Content) -> dict[str, Prepare]:
+def _preparers(
+    registry: Registry, bounds: Bounds, content: Content, llm_providers: LlmProviders | None
+) -> dict[str, Prepare]:
     """Return ``{instrument name: function of (attributes, context, amount) that returns the attributes to record}``.
 
     The function returns ``_DROP`` for a measurement that its operation has recorded already.
@@ -127,6 +137,8 @@ def _preparers(registry: Registry, bounds: Bounds, content: Content) -> dict[str
         bounded = _bounder(bounds.of(sorted(keys)), content)
         if joint := bounds.joint(keys):
             bounded = _joint_bounder(bounded, joint)
+        if llm_providers and instrument.name.startswith("gen_ai."):
+            bounded = _provider_namer(bounded, llm_providers)
         for form in (form for generation in instrument.generations for form in generation):
             if instrument.operation == "llm_call":
                 preparers[form.name] = _layered(bounded, instrument.name, timed=instrument.unit == "s")
@@ -181,6 +193,18 @@ def _joint_bounder(bounded: Prepare, joint: tuple[tuple[tuple[str, ...], Bound],
                 if values not in bound.admitted and bound.admit(values) is OTHER:
                     attributes = {**attributes, **dict.fromkeys(keys, OTHER)}
         return attributes
+
+    return prepare
+
+
+def _provider_namer(bounded: Prepare, llm_providers: LlmProviders) -> Prepare:
+    """Name the provider by the server, where a rule is about it, and bound it then."""
+
+    def prepare(attributes: Any, context: Context | None, amount: float) -> Any:
+        provider = llm_providers.of(attributes) if attributes else None
+        if provider is not None:
+            attributes = {**attributes, PROVIDER_NAME: provider}
+        return bounded(attributes, context, amount)
 
     return prepare
 

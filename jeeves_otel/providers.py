@@ -36,6 +36,7 @@ from jeeves_otel import failsafe, stock_logs
 from jeeves_otel.cardinality import Bounds
 from jeeves_otel.content import Content, Rules, read_rules
 from jeeves_otel.exporters import ExporterMissing, endpoint, exporter_class, reporting
+from jeeves_otel.llm_providers import LlmProviders, naming
 from jeeves_otel.metering import MeterProvider
 from jeeves_otel.prometheus import PrometheusCollector
 from jeeves_otel.recording import package_version
@@ -129,7 +130,7 @@ def build(settings: Settings, registry: Registry) -> Telemetry:
     )
     content = _content(settings, problems)
     redactor = Redactor(content)
-    meter_provider = MeterProvider(inner, registry, bounds, content)
+    meter_provider = MeterProvider(inner, registry, bounds, content, LlmProviders(settings.llm_providers))
     _observe_ourselves(meter_provider, bounds)
     telemetry = Telemetry(
         settings=settings,
@@ -272,10 +273,11 @@ def _tracer_provider(
         id_generator=_id_generator(settings, problems),
         shutdown_on_exit=False,  # as above
     )
+    prepare = _span_preparer(settings, redactor)
     for name in settings.traces_exporters:
         try:
             exporter = reporting(
-                exporter_class("traces", name, settings), "traces", _target("traces", name, settings), redactor.spans
+                exporter_class("traces", name, settings), "traces", _target("traces", name, settings), prepare
             )()
             provider.add_span_processor(BatchSpanProcessor(exporter))
             outputs.append(f"traces ({describe_sampler(sampler)}) → {_target('traces', name, settings)}")
@@ -284,6 +286,14 @@ def _tracer_provider(
         except Exception as error:  # noqa: BLE001 - as for metrics
             problems.append(f"traces are not sent to {name}: {type(error).__name__}: {error}")
     return provider
+
+
+def _span_preparer(settings: Settings, redactor: Redactor) -> Callable[[Any], Any]:
+    """Return what finished spans go through before they leave."""
+    if not settings.llm_providers:
+        return redactor.spans
+    name = naming(LlmProviders(settings.llm_providers))
+    return lambda spans: redactor.spans(name(spans))
 
 
 def _id_generator(settings: Settings, problems: list[str]) -> IdGenerator:

@@ -12,6 +12,7 @@ import os
 import re
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from jeeves_otel.content import asked_by, kinds
 from jeeves_otel.documents import Finding, Level, Place, did_you_mean
@@ -38,6 +39,9 @@ _QUERY = re.compile(r"(?<=://)([^?\s]*)\?\S*")
 _STANDARD_EXPORTERS = ("otlp", "console", "prometheus", "none")
 _LONGEST_MS = 86_400_000
 _MOST_SETS = 1_000
+_PROVIDER = re.compile(r"[\w.-]{1,64}")
+_HOST = re.compile(r"(\*\.)?[\w.:-]+")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 NAMES = ("views", "semconv", "both")
 UNMAPPED = ("pass", "drop")
@@ -97,6 +101,7 @@ class Settings:
     unmapped: str = "pass"
     declared: tuple[tuple[tuple[str, str], ...], ...] = ()
     owners: tuple[str, ...] = ()
+    llm_providers: tuple[tuple[str, str, int | None], ...] = ()
     runtime_metrics: bool = True
     log_level: str = "info"
     content: tuple[str, ...] = ()
@@ -322,6 +327,32 @@ def _declared(text: str) -> tuple[tuple[tuple[str, str], ...], ...]:
     return tuple(sets)
 
 
+def _llm_providers(text: str) -> tuple[tuple[str, str, int | None], ...]:
+    """Read ``llamaserver=http://localhost:8080; azure=*.openai.azure.com`` into ``(provider, host, port)``."""
+    rules: dict[tuple[str, int | None], str] = {}
+    for clause in filter(None, (part.strip() for part in text.split(";"))):
+        provider, separator, addresses = (part.strip() for part in clause.partition("="))
+        if not separator or not _PROVIDER.fullmatch(provider):
+            raise SettingsError("write provider=address|address, more providers after a semicolon")
+        for address in addresses.split("|"):
+            server = _server(address.strip())
+            if rules.setdefault(server, provider) != provider:
+                raise SettingsError(f"{server[0]} stands for two providers; a server has one, whatever the path")
+    return tuple((provider, host, port) for (host, port), provider in rules.items())
+
+
+def _server(address: str) -> tuple[str, int | None]:
+    """Return host and port of ``host``, ``host:port`` or a URL, whose path says nothing here."""
+    try:
+        url = urlsplit(address if "://" in address else f"//{address}")
+        host, port = url.hostname or "", _DEFAULT_PORTS.get(url.scheme) if url.port is None else url.port
+    except ValueError:
+        host, port = "", None
+    if not _HOST.fullmatch(host) or port == 0 or url.scheme not in {"", *_DEFAULT_PORTS} or url.username is not None:
+        raise SettingsError("write a server as host, host:port or http(s)://host:port, with *. in front for a domain")
+    return host, port
+
+
 VARIABLES: tuple[Variable, ...] = (
     Variable("METRICS_PORT", "metrics_port", _port, "a port", "9090", "Port of the /metrics server; 0 turns it off."),
     Variable("METRICS_HOST", "metrics_host", str, "an address", "127.0.0.1", "Address of the /metrics server; 0.0.0.0 in a container that is scraped from outside."),
@@ -330,6 +361,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("JEEVES_OTEL_UNMAPPED", "unmapped", _choice(*UNMAPPED), "one of pass, drop", "pass", "What becomes of metrics that no view maps: pass them on under their standard names, or drop them."),
     Variable("JEEVES_OTEL_DECLARE", "declared", _declared, "a list of label sets", "", "Label sets that exist with 0 from the start and always keep their names: `agent=planner|writer; provider=openai,model=gpt-4o`."),
     Variable("JEEVES_OTEL_OWNERS", "owners", _list, "a list", "", "Instrumentations (names of entry points) to activate although another one owns their library; the line at start says who owns what."),
+    Variable("JEEVES_OTEL_LLM_PROVIDERS", "llm_providers", _llm_providers, "a list of providers and their servers", "", "Providers of LLM calls by the server in the client's base URL: `llamaserver=http://localhost:8080; azure=*.openai.azure.com`. A server is a host (any port), host:port or a URL (default port of the scheme); more servers of one provider after |. Other servers keep the name that the client's library gives."),
     Variable("JEEVES_OTEL_RUNTIME_METRICS", "runtime_metrics", _truth, "true or false", "true", "Whether metrics of the process and the Python runtime are measured."),
     Variable("JEEVES_OTEL_LOG_LEVEL", "log_level", _choice(*LOG_LEVELS), "one of debug, info, warning, error", "info", "How much the distribution says about itself; warning leaves out the line at start."),
     Variable("JEEVES_OTEL_CONTENT", "content", _kinds_of_content, "a list of kinds of content", "none", "Which kinds of content may leave, of prompts, completions, tools, sql, queries, headers, exceptions; or all, or none. [What each of them is](content.md)."),

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace.sampling import Sampler
 
+    from jeeves_otel.llm_providers import LlmProviders
     from jeeves_otel.registry import Registry
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -47,6 +48,7 @@ class Pipeline:
         declared: Label sets that exist from the start.
         registry: Used instead of loading *profiles*.
         sampler: Of the spans; default all.
+        llm_providers: Providers of LLM calls by server.
         options: Further arguments of `Translator`.
     """
 
@@ -58,6 +60,7 @@ class Pipeline:
         registry: Registry | None = None,
         always_exemplars: bool = False,
         sampler: Sampler | None = None,
+        llm_providers: LlmProviders | None = None,
         **options: Any,
     ) -> None:
         self.registry = registry if registry is not None else load(profiles or ("jeeves",))
@@ -71,7 +74,7 @@ class Pipeline:
         )
         declared = list(declared)
         self.bounds = Bounds(self.registry, declared)
-        self.meter_provider = MeterProvider(self.sdk_provider, self.registry, self.bounds)
+        self.meter_provider = MeterProvider(self.sdk_provider, self.registry, self.bounds, llm_providers=llm_providers)
         self.translate = Translator(
             self.registry, declared=declared, **{"started_unix_nano": time.time_ns(), **options}
         )

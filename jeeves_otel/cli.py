@@ -94,14 +94,17 @@ def show_settings() -> None:
 @click.option("--keep", is_flag=True, help="Leave the service running until Ctrl-C.")
 @click.option("--port", default=0, help="Port of the gateway; 0: any free one.")
 @click.option("--metrics-port", default=0, help="Port of the /metrics server; 0: any free one.")
-def demo(*, requests: int, seed: int, keep: bool, port: int, metrics_port: int) -> None:
+@click.option(
+    "--sampled", default=1.0, show_default=True, type=click.FloatRange(0, 1), help="Share of traces that are sampled."
+)
+def demo(*, requests: int, seed: int, keep: bool, port: int, metrics_port: int, sampled: float) -> None:
     """Run a small agent service under opentelemetry-instrument, and show what came out."""
     try:
         from jeeves_otel.demo.driver import run  # noqa: PLC0415 - needs the extra
     except ModuleNotFoundError as error:
         click.echo(f"the demo needs its extra ({error.name} is missing): pip install 'jeeves-otel[demo]'", err=True)
         sys.exit(1)
-    sys.exit(run(requests=requests, seed=seed, keep=keep, port=port, metrics_port=metrics_port))
+    sys.exit(run(requests, seed, keep, port, metrics_port, sampled))
 
 
 def _rendered(registry: Registry) -> dict[str, str]:

@@ -48,6 +48,9 @@ OWNERSHIPS = (
     Ownership("jeeves_threads", "", ("threading",)),
 )
 
+# Libraries with telemetry of their own: since which version, and by whom they are completed.
+NATIVE = (("fastapi", (0, 142), "jeeves_asgi"),)
+
 
 class Owners:
     """Who owns what in this process.
@@ -97,11 +100,15 @@ class Owners:
         return not ownership.library or self._major(ownership.library) >= ownership.oldest
 
     def _major(self, library: str) -> int:
+        return self._release(library)[0]
+
+    def _release(self, library: str) -> tuple[int, int]:
+        """Return major and minor version, (-1, 0) of a library that is not installed."""
         try:
-            first = self._version_of(library).partition(".")[0]
+            major, minor, *_ = f"{self._version_of(library)}.0".split(".")
         except PackageNotFoundError:
-            return -1
-        return int(first) if first.isdigit() else 0
+            return -1, 0
+        return int(major) if major.isdigit() else 0, int(minor) if minor.isdigit() else 0
 
     # ---- what has happened -------------------------------------------------------------------------------------------
 
@@ -110,6 +117,9 @@ class Owners:
         library = next((each.library for each in OWNERSHIPS if each.owner == name), "")
         if not library or self._major(library) >= 0:
             self._activated[library or name.removeprefix("jeeves_")] = by
+        for native, since, owner in NATIVE:
+            if owner == name and self._release(native) >= since:
+                self._activated[native] = f"itself, completed by {by}"
 
     def note_left_out(self, name: str, why: str) -> None:
         """Note that the entry point *name* has been left out."""

@@ -30,8 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--metrics-port", type=_port, default=0, help="port of its /metrics server (default: a free one)"
     )
+    parser.add_argument(
+        "--sampled", type=_ratio, default=1.0, help="share of traces that are sampled, 0 to 1 (default: %(default)s)"
+    )
     given = parser.parse_args(arguments)
-    return run(given.requests, given.seed, given.keep, given.port, given.metrics_port)
+    return run(given.requests, given.seed, given.keep, given.port, given.metrics_port, given.sampled)
 
 
 def _positive(text: str) -> int:
@@ -45,6 +48,13 @@ def _port(text: str) -> int:
     number = int(text)
     if not 0 <= number <= 65_535:  # noqa: PLR2004 - the highest TCP port
         raise argparse.ArgumentTypeError(f"{text} is not a TCP port; write 0 to 65535, 0 for a free one")
+    return number
+
+
+def _ratio(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a ratio from 0 to 1")
     return number
 
 

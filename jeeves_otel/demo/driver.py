@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -29,7 +30,7 @@ from jeeves_otel.demo.traffic import Outcome, Step, scripts, send
 from jeeves_otel.registry import load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from jeeves_otel.demo.processes import Child
     from jeeves_otel.demo.samples import Series
@@ -50,6 +51,7 @@ class Options:
     keep: bool
     port: int
     metrics_port: int
+    sampled: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class Stage:
         return total(parse(_read(url)) for url in self.metrics_urls)
 
 
-def run(requests: int, seed: int, keep: bool, port: int, metrics_port: int) -> int:  # noqa: FBT001 - the arguments of the command
+def run(requests: int, seed: int, keep: bool, port: int, metrics_port: int, sampled: float = 1.0) -> int:  # noqa: FBT001 - the arguments of the command
     """Start the service and what it needs, send requests, print what its telemetry says, and stop everything.
 
     Args:
@@ -82,11 +84,12 @@ def run(requests: int, seed: int, keep: bool, port: int, metrics_port: int) -> i
         keep: Whether everything runs on until Ctrl-C.
         port: TCP port of the service; 0 chooses a free one.
         metrics_port: TCP port of its /metrics server; 0 chooses a free one.
+        sampled: Share of the traces that are sampled; ratio, 0..1.
 
     Returns:
         Exit code: 0 if every count agrees, 1 if one differs or a process fails, 130 after Ctrl-C before the end.
     """
-    options = Options(requests, seed, keep, port, metrics_port)
+    options = Options(requests, seed, keep, port, metrics_port, sampled)
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=PLAIN_WIDTH)
@@ -121,7 +124,7 @@ def _set_up(console: Console, options: Options, stack: ExitStack) -> Stage:
     )
     shared = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint,
-        "OTEL_TRACES_SAMPLER": "always_on",
+        "OTEL_TRACES_SAMPLER_ARG": f"{options.sampled:g}",
         "OTEL_METRIC_EXPORT_INTERVAL": "1000",
         "OTEL_BSP_SCHEDULE_DELAY": "500",
         "DATABASE_URL": f"sqlite:///{folder / 'demo.db'}",
@@ -180,7 +183,7 @@ def _announce(console: Console, *processes: tuple[list[str], dict[str, str]]) ->
         for name, value in settings.items():
             console.print(f"  {name}={value}", markup=False, soft_wrap=True)
         console.print(f"  opentelemetry-instrument python {' '.join(command)}\n", markup=False, soft_wrap=True)
-    console.print("All spans are sampled here (always_on), to show one trace whole; the default is one in ten.\n")
+    console.print("Without OTEL_TRACES_SAMPLER_ARG one trace in ten is sampled.\n")
 
 
 # ---- the play --------------------------------------------------------------------------------------------------------
@@ -192,14 +195,16 @@ def _play(console: Console, options: Options, stage: Stage) -> int:
     outcome = _send(console, stage, scripts(options.seed, options.requests))
     stage.check()
     seconds = time.monotonic() - began
-    page = _settled_page(stage, outcome.sent)
+    page = _settled_page(stage, outcome.sent - outcome.probes)
     expected = report.comparable(registry, page)
-    delivered = _wait_for_delivery(stage.receiver, registry, expected)
+    sampled = sampled_of(outcome.traces, options.sampled)
+    delivered = _wait_for_delivery(stage.receiver, registry, expected, sampled)
     _report_traffic(console, outcome, seconds)
     console.rule("Every promised metric, from /metrics", align="left")
     report.print_metrics(console, registry, page)
     agreed = _report_trace(console, stage.receiver)
     agreed = _report_counts(console, stage, outcome, page) and agreed
+    agreed = _report_sampling(console, options, stage.receiver, outcome, sampled) and agreed
     agreed = report.print_differences(console, expected, delivered) and agreed
     _report_next(console, options, stage)
     if options.keep:
@@ -244,12 +249,21 @@ def _settled_page(stage: Stage, sent: int) -> dict[Series, float]:
         time.sleep(0.1)
 
 
-def _wait_for_delivery(receiver: Receiver, registry: Registry, expected: dict[Series, float]) -> dict[Series, float]:
+def sampled_of(traces: Iterable[str], ratio: float) -> set[str]:
+    """Return those of *traces* (ids, 32 hexadecimal digits) that the sampler keeps: the id alone decides."""
+    sampler = TraceIdRatioBased(ratio)
+    keep = Decision.RECORD_AND_SAMPLE
+    return {trace for trace in traces if sampler.should_sample(None, int(trace, 16), "").decision is keep}
+
+
+def _wait_for_delivery(
+    receiver: Receiver, registry: Registry, expected: dict[Series, float], sampled: set[str]
+) -> dict[Series, float]:
     """Return what OTLP has delivered, as soon as it is what was *expected*, or when the time for it is over."""
     deadline = time.monotonic() + DELIVERY_S
     while True:
         delivered = report.comparable(registry, receiver.samples())
-        traced = bool(report.telling(receiver.traces()))
+        traced = sampled <= {spans[0].trace for spans in receiver.traces() if report.is_whole(spans)}
         if (delivered == expected and traced) or time.monotonic() > deadline:
             return delivered
         time.sleep(0.1)
@@ -282,7 +296,7 @@ def _report_trace(console: Console, receiver: Receiver) -> bool:
     spans = report.telling(traces)
     if not spans:
         console.print("No whole trace has arrived.", style="red")
-        return False
+        return not traces
     console.print(f"  trace {spans[0].trace}, {len(spans)} spans")
     report.print_trace(console, spans)
     return True
@@ -292,7 +306,8 @@ def _report_counts(console: Console, stage: Stage, outcome: Outcome, page: dict[
     console.print()
     console.rule("Do the counts agree?", align="left")
     served = sum(series_of(page, "jeeves_http_requests_total").values())
-    same = report.print_comparison(console, "requests sent", outcome.sent, "jeeves_http_requests_total", served)
+    sent = outcome.sent - outcome.probes
+    same = report.print_comparison(console, "requests sent", sent, "jeeves_http_requests_total", served)
     calls = float(_read(f"{stage.model_url}/calls").partition(":")[2].strip("} \n"))
     left = sum(series_of(page, "jeeves_llm_provider_calls_total").values())
     same = (
@@ -306,6 +321,19 @@ def _report_counts(console: Console, stage: Stage, outcome: Outcome, page: dict[
     )
     failures = sum(series_of(page, "jeeves_otel_internal_errors_total").values())
     return report.print_comparison(console, "failures inside the telemetry", failures, "allowed", 0) and same
+
+
+def _report_sampling(
+    console: Console, options: Options, receiver: Receiver, outcome: Outcome, sampled: set[str]
+) -> bool:
+    """Say whether every sampled request has left a whole trace, and whether their share is what was asked for."""
+    requested = outcome.sent - outcome.probes - len(outcome.broken)
+    same = report.print_comparison(console, "answers", requested, "trace ids in them", len(outcome.traces))
+    arrived = [spans for spans in receiver.traces() if spans[0].trace in outcome.traces]
+    same = report.print_comparison(console, "traces sampled", len(sampled), "that arrived", len(arrived)) and same
+    whole = [spans for spans in arrived if report.is_whole(spans)]
+    same = report.print_comparison(console, "traces that arrived", len(arrived), "whole", len(whole)) and same
+    return report.print_share(console, len(sampled), len(outcome.traces), options.sampled) and same
 
 
 def _report_next(console: Console, options: Options, stage: Stage) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # comes without types
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span as ProtoSpan
 
 from jeeves_otel.demo.samples import total
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 
     from jeeves_otel.demo.samples import Series
+
+
+CLIENT, SERVER = ProtoSpan.SPAN_KIND_CLIENT, ProtoSpan.SPAN_KIND_SERVER
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,7 @@ class Span:
     name: str
     service: str
     scope: str
+    kind: int
     start_ns: int
     end_ns: int
     failed: bool
@@ -154,6 +159,7 @@ def _spans(request: ExportTraceServiceRequest) -> Iterable[Span]:
                     name=span.name,
                     service=service,
                     scope=scope.scope.name,
+                    kind=span.kind,
                     start_ns=span.start_time_unix_nano,
                     end_ns=span.end_time_unix_nano,
                     failed=span.status.code == span.status.STATUS_CODE_ERROR,

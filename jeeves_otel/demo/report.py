@@ -6,12 +6,14 @@ In: samples, spans and findings. Out: text on a `rich` console, readable without
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from jeeves_otel.demo.receiver import CLIENT, SERVER
 from jeeves_otel.demo.samples import series_of, summaries
 
 if TYPE_CHECKING:
@@ -123,7 +125,7 @@ def telling(traces: Iterable[list[Span]]) -> list[Span]:
 
     Only whole traces count: one root, and every other parent is there.
     """
-    whole = [spans for spans in traces if len(spans) <= LONGEST_TREE and _is_whole(spans)]
+    whole = [spans for spans in traces if len(spans) <= LONGEST_TREE and is_whole(spans)]
     return max(
         whole,
         key=lambda spans: (
@@ -136,9 +138,16 @@ def telling(traces: Iterable[list[Span]]) -> list[Span]:
     )
 
 
-def _is_whole(spans: list[Span]) -> bool:
+def is_whole(spans: list[Span]) -> bool:
+    """Return whether a trace has one root, the parent of every other span, and both sides of every call between processes."""
     ids = {span.id for span in spans}
-    return sum(not span.parent for span in spans) == 1 and all(span.parent in ids for span in spans if span.parent)
+    answered = {span.parent for span in spans if span.kind == SERVER}
+    unanswered = [span for span in spans if span.kind == CLIENT and "rpc.method" in span.attributes and not span.failed]
+    return (
+        sum(not span.parent for span in spans) == 1
+        and all(span.parent in ids for span in spans if span.parent)
+        and all(span.id in answered for span in unanswered)
+    )
 
 
 def print_trace(console: Console, spans: list[Span]) -> None:
@@ -192,6 +201,20 @@ def print_comparison(console: Console, left: str, left_count: float, right: str,
     same = left_count == right_count
     mark, sign = (("ok", "green"), "=") if same else (("DIFFERS", "bold red"), "!=")
     console.print(Text.assemble("  ", mark, f"  {left}: {left_count:.0f} {sign} {right}: {right_count:.0f}"))
+    return same
+
+
+def print_share(console: Console, sampled: int, traces: int, ratio: float) -> bool:
+    """Print the share of traces that were sampled, and return whether it is what chance allows for *ratio*."""
+    if not traces:
+        return False
+    # Normal approximation of the binomial distribution, 99.9 % of it.
+    room = 3.29 * math.sqrt(ratio * (1 - ratio) / traces)
+    share = sampled / traces
+    same: bool = abs(share - ratio) <= room
+    mark = ("ok", "green") if same else ("DIFFERS", "bold red")
+    bounds = f"{max(0.0, ratio - room):.1%} to {min(1.0, ratio + room):.1%}"
+    console.print(Text.assemble("  ", mark, f"  sampled: {share:.1%} of {traces} traces, {bounds} asked for"))
     return same
 
 

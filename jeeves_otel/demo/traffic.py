@@ -16,6 +16,7 @@ import httpx2
 
 from jeeves_otel.demo.service import MAX_CHARACTERS, MAX_TURNS
 from jeeves_otel.demo.store import DOCUMENTS
+from jeeves_otel.settings import PROBES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,9 +38,14 @@ class Step:
 
 @dataclass(slots=True)
 class Outcome:
-    """What was sent and what came back; ``broken`` names requests that got no answer."""
+    """What was sent and what came back; ``broken`` names requests that got no answer.
+
+    ``probes`` of those that were sent are not measured; ``traces`` are the ids in which the answers came.
+    """
 
     sent: int = 0
+    probes: int = 0
+    traces: set[str] = field(default_factory=set)
     statuses: Counter[int] = field(default_factory=Counter)
     broken: list[str] = field(default_factory=list)
 
@@ -112,9 +118,12 @@ async def send(base_url: str, users: list[list[Step]], progress: Callable[[], No
 
 async def _take(client: httpx2.AsyncClient, step: Step, outcome: Outcome) -> None:
     outcome.sent += 1
+    outcome.probes += step.path in PROBES
     try:
         async with client.stream(step.method, step.path, json=step.body) as response:
             outcome.statuses[response.status_code] += 1
+            if trace := response.headers.get("X-Trace-ID"):
+                outcome.traces.add(trace)
             pieces = 0
             async for _ in response.aiter_lines():
                 pieces += 1

@@ -15,8 +15,9 @@ import pytest
 from rich.console import Console
 
 from jeeves_otel.demo import report
+from jeeves_otel.demo.driver import sampled_of
 from jeeves_otel.demo.processes import ChildError, free_ports, running
-from jeeves_otel.demo.receiver import Span
+from jeeves_otel.demo.receiver import CLIENT, SERVER, Span
 from jeeves_otel.demo.samples import quantile
 from jeeves_otel.demo.traffic import Step, scripts
 from jeeves_otel.registry import load
@@ -62,20 +63,35 @@ class TestRun:
         """With its series, or with the reason why it has none."""
         assert [] == [name for name in load().metrics if name not in printed]
 
-    def test_only_what_has_no_source_stays_without_data(self, printed: str) -> None:
-        """Forty requests reach every metric, but those of gRPC and those that count failures of the telemetry."""
-        without = re.findall(r"^  (\w+)\n    (no source|nothing to count)", printed, re.MULTILINE)
+    def test_only_failures_of_the_telemetry_stay_without_data(self, printed: str) -> None:
+        """Forty requests reach every metric but those that count failures of the telemetry."""
+        without = re.findall(r"^  (\w+)\n    (nothing to count)", printed, re.MULTILINE)
 
         assert {
-            "jeeves_grpc_requests_total": "no source",
-            "jeeves_grpc_request_duration_seconds": "no source",
             "jeeves_otel_internal_errors_total": "nothing to count",
             "jeeves_otel_overflowed_measurements_total": "nothing to count",
         } == dict(without)
 
     def test_requests_served_are_the_requests_sent(self, printed: str) -> None:
         """The counter of HTTP requests says exactly what the driver has sent."""
-        assert f"ok  requests sent: {REQUESTS} = jeeves_http_requests_total: {REQUESTS}" in printed
+        measured = REQUESTS - 1  # one is a probe
+
+        assert f"ok  requests sent: {measured} = jeeves_http_requests_total: {measured}" in printed
+
+    def test_calls_served_by_the_kernel_are_the_calls_of_the_gateway(self, printed: str) -> None:
+        """Both sides of gRPC count the same."""
+        counts = re.search(r"ok  calls of the gateway: (\d+) = jeeves_grpc_requests_total: (\d+)", printed)
+
+        assert counts is not None
+        assert int(counts.group(1)) > 0
+
+    def test_every_answer_has_left_a_whole_trace(self, printed: str) -> None:
+        """The ids come from the answers, the spans from both processes."""
+        measured = REQUESTS - 1
+
+        assert f"ok  answers: {measured} = trace ids in them: {measured}" in printed
+        assert f"ok  traces sampled: {measured} = that arrived: {measured}" in printed
+        assert f"ok  traces that arrived: {measured} = whole: {measured}" in printed
 
     def test_provider_calls_are_the_calls_that_arrived(self, printed: str) -> None:
         """The model server has seen as many calls as the metric says, streams left early and failures included."""
@@ -89,9 +105,17 @@ class TestRun:
         assert re.search(r"ok  /metrics = OTLP: \d\d+ counters and histogram counts are the same", printed)
 
     def test_the_trace_reaches_from_the_request_to_the_model(self, printed: str) -> None:
-        """Request, pipeline, agent, call and client stand below each other in this order."""
+        """Request, call, kernel, pipeline, agent, call and client stand below each other in this order."""
         tree = printed.partition("as it arrived over OTLP")[2]
-        chain = ["POST /chat", "pipeline.execute", "agent.process", "llm.provider.call", "chat gpt-4o"]
+        chain = [
+            "jeeves-gateway: POST /chat",
+            "Kernel/Answer",
+            "jeeves-kernel: ",
+            "pipeline.execute",
+            "agent.process",
+            "llm.provider.call",
+            "chat gpt-4o",
+        ]
         lines = [next(line for line in tree.splitlines() if span in line) for span in chain]
         depths = [line.index(span) for line, span in zip(lines, chain, strict=True)]
 
@@ -235,6 +259,49 @@ def test_gauges_and_the_process_are_not_compared() -> None:
     }
 
 
+def test_a_call_whose_other_side_is_missing_makes_a_trace_incomplete() -> None:
+    """Unless it failed: then there may have been no other side."""
+
+    def trace(*, failed: bool, answered: bool) -> list[Span]:
+        def span(identity: str, parent: str, kind: int, **attributes: str) -> Span:
+            bad = failed and kind == CLIENT
+            return Span("t", identity, parent, identity, "s", "scope", kind, 0, 1, failed=bad, attributes=attributes)
+
+        call = span("2", "1", CLIENT, **{"rpc.method": "a.B/C"})
+        return [span("1", "", SERVER), call, *([span("3", "2", SERVER)] if answered else [])]
+
+    assert [True, False, True] == [
+        report.is_whole(trace(failed=False, answered=True)),
+        report.is_whole(trace(failed=False, answered=False)),
+        report.is_whole(trace(failed=True, answered=False)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sampled", "ratio", "same"),
+    [
+        (1000, 0.1, True),
+        (1098, 0.1, True),
+        (1100, 0.1, False),
+        (900, 0.1, False),
+        (10_000, 1.0, True),
+        (9_999, 1.0, False),
+    ],
+)
+def test_share_of_sampled_traces_is_judged_by_chance(sampled: int, ratio: float, same: bool) -> None:
+    """Of 10,000 at a tenth, 99.9 % of all runs lie between 902 and 1,098."""
+    assert same == report.print_share(_console(), sampled, 10_000, ratio)
+
+
+def test_the_sampler_of_the_driver_decides_as_that_of_the_service() -> None:
+    """By the id alone: none of no traces, all of all."""
+    traces = [f"{number:032x}" for number in range(1, 2**64, 2**58)]
+
+    assert sampled_of(traces, 0.0) == set()
+    assert sampled_of(traces, 1.0) == set(traces)
+    assert sampled_of(traces, 0.5) == set(traces[:32])
+
+
 @pytest.mark.parametrize(
     ("share", "buckets", "expected"),
     [
@@ -256,7 +323,7 @@ def test_a_trace_with_a_missing_parent_is_not_shown() -> None:
     """Half a trace would mislead: the longest whole one is taken."""
 
     def span(trace: str, identity: str, parent: str) -> Span:
-        return Span(trace, identity, parent, identity, "scope", 0, 1, failed=False, attributes={})
+        return Span(trace, identity, parent, identity, "service", "scope", 1, 0, 1, failed=False, attributes={})
 
     whole = [span("a", "1", ""), span("a", "2", "1")]
     half = [span("b", "1", ""), span("b", "2", "1"), span("b", "4", "3")]

@@ -139,6 +139,15 @@ def test_the_line_at_start_says_who_owns_what_and_what_was_left_out_and_why() ->
     assert _owners().summary() == ""
 
 
+@pytest.mark.parametrize(("fastapi", "says"), [("0.141.9", False), ("0.142.0", True), ("1.0", True)])
+def test_fastapi_is_said_to_measure_itself_where_it_does(fastapi: str, says: bool) -> None:
+    """Since 0.142 it has telemetry of its own."""
+    owners = _owners(version_of=lambda name: fastapi if name == "fastapi" else "1.0")
+    owners.note_activated("jeeves_asgi", "jeeves-otel 1")
+
+    assert says == ("fastapi by itself, completed by jeeves-otel 1" in owners.summary())
+
+
 CONTRIB = EntryPoint("sqlalchemy", f"{__name__}:Contrib", "opentelemetry_instrumentor")
 
 

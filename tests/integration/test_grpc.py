@@ -323,3 +323,31 @@ def test_launched_kernel_is_measured_by_itself() -> None:
         assert app.finish() == 0
     assert {"success": 3, "NotFound": 1} == counts_by(samples, "jeeves_grpc_requests_total", "status")
     assert {"/kernel.v1.Kernel/Run": 4} == counts_by(samples, "jeeves_grpc_requests_total", "method")
+
+
+@pytest.mark.parametrize("ending", ["future", "with_call", "cancel", "abandon"])
+def test_other_ways_to_make_a_blocking_call_are_counted_once(ending: str, pipeline: Pipeline) -> None:
+    """future(), with_call(), a cancelled stream and one that nobody holds any more end with the right status."""
+    handler = Blocking()
+    server = grpc.server(ThreadPoolExecutor(2), interceptors=[server_interceptor(pipeline.meter_provider)])
+    server.add_generic_rpc_handlers((handler,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as plain:
+        channel = grpc.intercept_channel(plain, client_interceptor(pipeline.meter_provider))
+        if ending == "future":
+            assert channel.unary_unary("/t.T/unary_unary").future(b"return").result() == b"answer"
+        elif ending == "with_call":
+            assert channel.unary_unary("/t.T/unary_unary").with_call(b"return")[1].code() is grpc.StatusCode.OK
+        else:
+            call = channel.unary_stream("/t.T/unary_stream")(b"wait")
+            assert next(call) == b"first"
+            if ending == "cancel":
+                assert call.cancel()
+            del call
+        code, status = ("CANCELLED", "Canceled") if ending in {"cancel", "abandon"} else ("OK", "success")
+        shape = "unary_stream" if code == "CANCELLED" else "unary_unary"
+        _assert_served_once(pipeline, shape, ending, status)
+        poll_until(lambda: _client_codes(pipeline) == {(f"t.T/{shape}", code): 1}, "the client's own count")
+    handler.released.set()
+    server.stop(1).wait()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure gRPC servers and clients, blocking and asyncio, unary and streaming.
+"""Measure gRPC servers and clients, blocking and asyncio, unary and streaming: durations with status, and spans.
 
-In: calls. Out: ``rpc.server.call.duration`` and ``rpc.client.call.duration`` [s] with full method and status, through
-opentelemetry-api. Spans come from opentelemetry-instrumentation-grpc, if it is installed; the status of its server
-spans is corrected here.
+In: calls. Out: ``rpc.server.call.duration`` and ``rpc.client.call.duration`` [s] with full method and status, SERVER and
+CLIENT spans, W3C Trace Context and Baggage and the ids of workflow and run in the metadata. No message, no metadata value
+and no text of an exception is recorded anywhere. Importing this module does not import grpc.
 
 Under the launcher nothing needs to be done. By hand, one line each::
 
@@ -15,138 +15,171 @@ Under the launcher nothing needs to be done. By hand, one line each::
 or, for every server and channel that is made from now on::
 
     instrument()
-
-With another interceptor that makes spans, ours comes after it, so that the span is there to be corrected.
 """
 
 from __future__ import annotations
 
-from functools import partial
+import functools
+import sys
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-import grpc
+from wrapt import register_post_import_hook
 
 from jeeves_otel.failsafe import failsafe
-from jeeves_otel.integrations import grpc_client, grpc_server
-from jeeves_otel.integrations.grpc_calls import Recorder
+from jeeves_otel.integrations.grpc_calls import Switch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from opentelemetry.metrics import MeterProvider
+    from jeeves_otel.integrations.grpc_client import ClientInterceptor
+    from jeeves_otel.integrations.grpc_server import AioServerInterceptor, ServerInterceptor
 
-_SPANS = "opentelemetry.instrumentation.grpc"
-_wired: list[_Wiring] = []
+_INTERCEPTORS = 2  # their position among the arguments of `grpc.server` and `grpc.aio.server`
 
-
-def server_interceptor(meter_provider: MeterProvider | None = None) -> grpc_server.ServerInterceptor:
-    """Return an interceptor for ``grpc.server``; None means the global meter provider, here and below."""
-    return grpc_server.ServerInterceptor(Recorder("server", meter_provider))
+_guard = failsafe("grpc.instrument")
 
 
-def aio_server_interceptor(meter_provider: MeterProvider | None = None) -> grpc_server.AioServerInterceptor:
-    """Return an interceptor for ``grpc.aio.server``."""
-    return grpc_server.AioServerInterceptor(Recorder("server", meter_provider))
+def server_interceptor() -> ServerInterceptor:
+    """Return an interceptor for ``grpc.server``; it comes first, so that what others refuse is counted too."""
+    from jeeves_otel.integrations import grpc_server  # noqa: PLC0415 - imports grpc, which only its users need
+
+    return grpc_server.ServerInterceptor()
 
 
-def client_interceptor(meter_provider: MeterProvider | None = None) -> grpc_client.ClientInterceptor:
+def aio_server_interceptor() -> AioServerInterceptor:
+    """Return an interceptor for ``grpc.aio.server``; it comes first, as above."""
+    from jeeves_otel.integrations import grpc_server  # noqa: PLC0415 - as above
+
+    return grpc_server.AioServerInterceptor()
+
+
+def client_interceptor() -> ClientInterceptor:
     """Return an interceptor for ``grpc.intercept_channel``."""
-    return grpc_client.ClientInterceptor(Recorder("client", meter_provider))
+    from jeeves_otel.integrations import grpc_client  # noqa: PLC0415 - as above
+
+    return grpc_client.ClientInterceptor()
 
 
-def aio_client_interceptors(meter_provider: MeterProvider | None = None) -> list[Any]:
+def aio_client_interceptors() -> list[Any]:
     """Return the interceptors for ``grpc.aio`` channels, one per arity."""
-    recorder = Recorder("client", meter_provider)
-    return [kind(recorder) for kind in grpc_client.AIO]
+    from jeeves_otel.integrations import grpc_client  # noqa: PLC0415 - as above
+
+    return [kind() for kind in grpc_client.AIO_INTERCEPTORS]
 
 
-def instrument(meter_provider: MeterProvider | None = None) -> None:
-    """Measure every server and channel that is made from now on; a second call does nothing."""
-    if not _wired:
-        wiring = _Wiring(meter_provider)
-        _wired.append(wiring)
-        wiring.connect()
+def instrument() -> None:
+    """Measure every server and channel that is made from now on; waits for grpc to be imported."""
+    with _guard:
+        _wiring.wanted = True
+        if "grpc" in sys.modules:
+            _wiring.connect()
+        elif not _wiring.waiting:
+            _wiring.waiting = True
+            register_post_import_hook(_imported, "grpc")
 
 
 def uninstrument() -> None:
-    """Undo `instrument`; servers and channels that were made in between measure no more."""
-    while _wired:
-        _wired.pop().disconnect()
+    """Undo `instrument`; servers and channels that were made in between measure no more. Not those made by hand."""
+    with _guard:
+        _wiring.disconnect()
+
+
+class Instrumentor:
+    """The shape in which the launcher activates integrations (entry point ``jeeves_grpc``)."""
+
+    def instrument(self, **_: Any) -> None:
+        """See `instrument`."""
+        instrument()
+
+    def uninstrument(self, **_: Any) -> None:
+        """See `uninstrument`."""
+        uninstrument()
+
+
+def _imported(_: object) -> None:
+    with _guard:
+        if _wiring.wanted:
+            _wiring.connect()
 
 
 class _Wiring:
-    """What `instrument` has put around grpc.
+    """What has been put around the functions of grpc that make servers and channels."""
 
-    Args:
-        meter_provider: Where calls are recorded.
-    """
-
-    def __init__(self, meter_provider: MeterProvider | None) -> None:
-        self._server = server_interceptor(meter_provider)
-        self._aio_server = aio_server_interceptor(meter_provider)
-        self._client = client_interceptor(meter_provider)
-        self._aio_clients = aio_client_interceptors(meter_provider)
+    def __init__(self) -> None:
+        self.wanted = False
+        self.waiting = False
+        self._switch = Switch()
         self._put: list[tuple[Any, str, Any, Any]] = []
+        self._lock = Lock()
 
     def connect(self) -> None:
-        """Put ourselves around what makes servers and channels."""
-        self._wrap(grpc, "server", lambda make: _adding(make, 2, [self._server]))
-        self._wrap(grpc.aio, "server", lambda make: _adding(make, 2, [self._aio_server]))
-        for name, place in (("insecure_channel", 3), ("secure_channel", 4)):
-            self._wrap(grpc, name, self._intercepting)
-            self._wrap(grpc.aio, name, partial(_adding, place=place, ours=self._aio_clients))
+        """Put ourselves around them, once."""
+        import grpc  # noqa: PLC0415 - imported by the application, never by us
+        import grpc.aio  # noqa: PLC0415 - as above
+
+        from jeeves_otel.integrations import grpc_client, grpc_server  # noqa: PLC0415 - as above
+
+        with self._lock:
+            if self._put:
+                return
+            self._switch = switch = Switch()
+            kinds = {grpc: grpc_server.ServerInterceptor, grpc.aio: grpc_server.AioServerInterceptor}
+            for module, kind in kinds.items():
+                self._wrap(module, "server", functools.partial(_serving, kind=kind, switch=switch))
+                for name in ("insecure_channel", "secure_channel"):
+                    self._wrap(module, name, functools.partial(_calling, measured=grpc_client.measured, switch=switch))
 
     def disconnect(self) -> None:
         """Take out what nobody has wrapped since, and silence the rest."""
-        for interceptor in (self._server, self._aio_server, self._client, *self._aio_clients):
-            interceptor.enabled = False
-        for module, name, original, ours in self._put:
-            if getattr(module, name) is ours:
-                setattr(module, name, original)
+        self.wanted = False
+        with self._lock:
+            self._switch.on = False
+            for module, name, original, ours in self._put:
+                if getattr(module, name) is ours:
+                    setattr(module, name, original)
+            self._put.clear()
 
     def _wrap(self, module: Any, name: str, wrap: Callable[[Any], Any]) -> None:
         original = getattr(module, name)
-        ours = wrap(original)
-        ours.__name__, ours.__doc__, ours.__wrapped__ = name, original.__doc__, original
+        ours = functools.wraps(original)(wrap(original))
         setattr(module, name, ours)
         self._put.append((module, name, original, ours))
 
-    def _intercepting(self, make: Callable[..., Any]) -> Any:
-        def channel(*args: Any, **kwargs: Any) -> Any:
-            made = make(*args, **kwargs)
-            with failsafe("grpc.channel"):
-                return grpc.intercept_channel(made, self._client)
-            return made
 
-        return channel
+_wiring = _Wiring()
 
 
-def _adding(make: Callable[..., Any], place: int, ours: Sequence[Any]) -> Any:
-    """Return *make* with our interceptors among those it is given, at position *place* or by name."""
+def _calling(make: Callable[..., Any], measured: Callable[[Any, str, Switch], Any], switch: Switch) -> Any:
+    """Return *make* with the channel that it makes measured."""
 
-    def making(*args: Any, **kwargs: Any) -> Any:
-        with failsafe("grpc.interceptors"):
-            args, kwargs = _with(args, kwargs, place, ours)
-        return make(*args, **kwargs)
+    def channel(*args: Any, **kwargs: Any) -> Any:
+        made = make(*args, **kwargs)
+        target = args[0] if args else kwargs.get("target")
+        return measured(made, target if isinstance(target, str) else "", switch)
 
-    return making
-
-
-def _with(
-    args: tuple[Any, ...], kwargs: dict[str, Any], place: int, ours: Sequence[Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    # By position and by name at once: the instrumentation for spans has added its own to a call that gave them by position.
-    given = [*(kwargs.get("interceptors") or ()), *((args[place] if len(args) > place else None) or ())]
-    if not any(isinstance(interceptor, type(ours[0])) for interceptor in given):
-        # After those that open spans, before those of the application, whose refusals are endings, too.
-        spans = [one for one in given if type(one).__module__.startswith(_SPANS)]
-        mended = [_mended(one) for one in spans]
-        given = [*mended, *ours, *(one for one in given if one not in spans)]
-    if len(args) > place:
-        kwargs = {name: value for name, value in kwargs.items() if name != "interceptors"}
-        return (*args[:place], given, *args[place + 1 :]), kwargs
-    return args, {**kwargs, "interceptors": given}
+    return channel
 
 
-def _mended(spans: Any) -> Any:
-    return grpc_server.Mending(spans) if isinstance(spans, grpc.aio.ServerInterceptor) else spans
+def _serving(make: Callable[..., Any], kind: type[Any], switch: Switch) -> Any:
+    """Return *make* with an interceptor of ours among those that it is given."""
+    from jeeves_otel.integrations import grpc_server  # noqa: PLC0415 - as above
+
+    def server(*args: Any, **kwargs: Any) -> Any:
+        stop = grpc_server.Stop()
+        with _guard:
+            args, kwargs = _with(kind(switch, stop), args, kwargs)
+        return grpc_server.stopping(make(*args, **kwargs), stop)
+
+    return server
+
+
+def _with(ours: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    by_position = len(args) > _INTERCEPTORS
+    given = tuple((args[_INTERCEPTORS] if by_position else kwargs.get("interceptors")) or ())
+    if any(isinstance(interceptor, type(ours)) for interceptor in given):
+        return args, kwargs
+    # First, so that what those of the application refuse is an ending, too.
+    if by_position:
+        return (*args[:_INTERCEPTORS], (ours, *given), *args[_INTERCEPTORS + 1 :]), kwargs
+    return args, {**kwargs, "interceptors": (ours, *given)}

@@ -109,7 +109,7 @@ class TestRun:
         tree = printed.partition("as it arrived over OTLP")[2]
         chain = [
             "jeeves-gateway: POST /chat",
-            "Kernel/Answer",
+            "jeeves.demo.v1.Kernel/Answer",
             "jeeves-kernel: ",
             "pipeline.execute",
             "agent.process",

@@ -14,7 +14,7 @@ from opentelemetry import context as otel_context, propagate, trace
 from opentelemetry.propagators.textmap import Getter
 from opentelemetry.trace import NonRecordingSpan, Span, SpanKind, Status, StatusCode, set_span_in_context
 
-from jeeves_otel import recording
+from jeeves_otel import propagation, recording
 from jeeves_otel.failsafe import failsafe
 from jeeves_otel.inbound import CLIENT_LEFT, CUT_SHORT, OUTCOME, OpenRequest
 from jeeves_otel.integrations.routes import REST, is_unmatched, route_of
@@ -44,12 +44,6 @@ _ABNORMAL_CLOSURE = 1006  # RFC 6455, 7.4.1: the connection went away without a 
 _DISCONNECTS = frozenset({"WebSocketDisconnect", "ClientDisconnect", "ClientDisconnected"})
 
 _message_guard = failsafe("asgi.message")
-
-
-def _incoming(scope: Scope) -> Context:  # noqa: ARG001 - as the comment says
-    """Return the current context with what the headers of the request say about it, besides the trace."""
-    # The place of jeeves_otel.propagation: ``return propagation.incoming(scope["headers"])``.
-    return otel_context.get_current()
 
 
 class Exchange(OpenRequest):
@@ -99,7 +93,7 @@ class Exchange(OpenRequest):
         self._method = method if method in _METHODS else "_OTHER"
         self._span: Span | None = None
         self._outside = trace.get_current_span()
-        self.context = _incoming(scope)
+        self.context = propagation.incoming(scope["headers"])
         self.entered = True
         if ours:
             self.context = self._begin_span(self.context)
@@ -113,9 +107,11 @@ class Exchange(OpenRequest):
         """Look around where the instrumentation that measures the request has called the application."""
         self.entered = True
         found = trace.get_current_span()
+        context = propagation.incoming(self.scope["headers"])
         if found is not self._outside:
             self._span = found
-        otel_context.attach(_incoming(self.scope))
+            found.set_attributes(propagation.attributes(context))
+        otel_context.attach(context)
 
     # ---- what the application and the server see
 
@@ -167,7 +163,7 @@ class Exchange(OpenRequest):
         }
         self._span = recording.tracer().start_span(self._span_name(), parent, SpanKind.SERVER, attributes)
         if self._span.is_recording():
-            self._span.set_attributes(_details(scope))
+            self._span.set_attributes({**_details(scope), **propagation.attributes(context)})
             if self._method == "_OTHER":
                 self._span.set_attribute("http.request.method_original", scope["method"][:32])
         return set_span_in_context(self._span, parent)

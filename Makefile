@@ -27,6 +27,10 @@ setup: $(if $(findstring .tools,$(UV)),.tools/bin/uv) ## Install everything that
 demo: setup ## Run a small agent service and show what comes out (ARGS=--help for more).
 	@$(RUN) jeeves-otel demo $(ARGS)
 
+.PHONY: traces
+traces: setup ## Send 10,000 requests through the demo, and see whether every sampled trace is whole (about 3 min).
+	@$(RUN) jeeves-otel demo --requests 10000 --sampled 0.1 $(ARGS)
+
 .PHONY: test
 test: check test-all test-newest ## Lint, types, layers, generated files, and all tests, on the locked and the newest SDK.
 

@@ -208,8 +208,8 @@ def print_share(console: Console, sampled: int, traces: int, ratio: float) -> bo
     """Print the share of traces that were sampled, and return whether it is what chance allows for *ratio*."""
     if not traces:
         return False
-    # Normal approximation of the binomial distribution, 99.9 % of it.
-    room = 3.29 * math.sqrt(ratio * (1 - ratio) / traces)
+    # Normal approximation of the binomial distribution; chance alone leaves these bounds once in a million runs.
+    room = 4.9 * math.sqrt(ratio * (1 - ratio) / traces)
     share = sampled / traces
     same: bool = abs(share - ratio) <= room
     mark = ("ok", "green") if same else ("DIFFERS", "bold red")

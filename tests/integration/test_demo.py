@@ -137,6 +137,27 @@ class TestRun:
         assert [] == [line for line in long if not re.match(r"  [A-Z_]+=|  opentelemetry-instrument ", line)]
 
 
+@pytest.mark.integration
+@pytest.mark.slow
+def test_of_half_the_traces_each_is_whole() -> None:
+    """What the sampler keeps arrives complete, and nothing else does; `make traces` asks for 10,000 requests."""
+    ended = subprocess.run(
+        _command("--requests", "60", "--sampled", "0.5"),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    sampled = re.search(
+        r"ok  traces sampled: (\d+) = that arrived: (\d+)\n  ok  traces that arrived: \d+ = whole", ended.stdout
+    )
+
+    assert 0 == ended.returncode, ended.stdout + ended.stderr
+    assert sampled is not None
+    assert 0 < int(sampled.group(1)) < 59
+
+
 class TestEnd:
     """How a run ends that does not come to its own end."""
 
@@ -281,15 +302,15 @@ def test_a_call_whose_other_side_is_missing_makes_a_trace_incomplete() -> None:
     ("sampled", "ratio", "same"),
     [
         (1000, 0.1, True),
-        (1098, 0.1, True),
-        (1100, 0.1, False),
-        (900, 0.1, False),
+        (1147, 0.1, True),
+        (1148, 0.1, False),
+        (852, 0.1, False),
         (10_000, 1.0, True),
         (9_999, 1.0, False),
     ],
 )
 def test_share_of_sampled_traces_is_judged_by_chance(sampled: int, ratio: float, same: bool) -> None:
-    """Of 10,000 at a tenth, 99.9 % of all runs lie between 902 and 1,098."""
+    """Of 10,000 at a tenth, all but one run in a million lie between 853 and 1,147."""
     assert same == report.print_share(_console(), sampled, 10_000, ratio)
 
 

@@ -135,6 +135,8 @@ def _set_up(console: Console, options: Options, stack: ExitStack) -> Stage:
         "METRICS_PORT": str(kernel_metrics_port),
         "OPENAI_BASE_URL": f"{model_url}/v1",
         "OPENAI_API_KEY": "none-needed",
+        "LLAMASERVER_URL": f"http://localhost:{model_port}/v1",
+        "JEEVES_OTEL_LLM_PROVIDERS": f"llamaserver=http://localhost:{model_port}",
     }
     kernel_command = ["-m", "jeeves_otel.demo.kernel", "--port", str(kernel_port)]
     gateway_settings = {

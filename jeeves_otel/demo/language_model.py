@@ -2,11 +2,13 @@
 """Call language models through the ``openai`` client, with a fallback, a deadline, and one recorded call per question.
 
 In: a system prompt and a question. Out: text. Where the endpoint and its key come from is the client's own business:
-``OPENAI_BASE_URL`` and ``OPENAI_API_KEY``.
+``OPENAI_BASE_URL`` and ``OPENAI_API_KEY``. Small things are asked of a server at home, ``LLAMASERVER_URL``, that speaks
+the same protocol: telemetry knows it by its address (``JEEVES_OTEL_LLM_PROVIDERS``).
 """
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from openai import APIError, AsyncOpenAI, OpenAI
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 PROVIDER = "openai"
 LARGE = "gpt-4o"
 SMALL = "gpt-4o-mini"
+AT_HOME = "llama-3.2-3b"
 DEADLINE_S = 1.0
 
 
@@ -34,7 +37,7 @@ class LanguageModel:
     def __init__(self) -> None:
         # Retries of the client would hide failures of the provider from its callers' metrics: we fall back instead.
         self._async_client = AsyncOpenAI(max_retries=0, timeout=DEADLINE_S)
-        self._client = OpenAI(max_retries=0, timeout=DEADLINE_S)
+        self._client = OpenAI(base_url=os.environ.get("LLAMASERVER_URL"), max_retries=0, timeout=DEADLINE_S)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -82,15 +85,15 @@ class LanguageModel:
             raise ModelUnavailableError(LARGE) from error
 
     def ask_blocking(self, system: str, question: str) -> str:
-        """Return the answer of the small model, from a thread. Recorded by the client's instrumentation alone.
+        """Return the answer of the model at home, from a thread. Recorded by the client's instrumentation alone.
 
         Raises:
             ModelUnavailableError: The model does not answer.
         """
         try:
-            reply = self._client.chat.completions.create(model=SMALL, messages=_messages(system, question))
+            reply = self._client.chat.completions.create(model=AT_HOME, messages=_messages(system, question))
         except APIError as error:
-            raise ModelUnavailableError(SMALL) from error
+            raise ModelUnavailableError(AT_HOME) from error
         return reply.choices[0].message.content or ""
 
     def ping(self) -> None:

@@ -83,7 +83,7 @@ async def bare_inner(scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG0
     await send({"type": "http.response.body", "body": b"raw"})
 
 
-def fastapi_application(gate: Gate, telemetry: Any) -> FastAPI:
+def fastapi_application(gate: Gate, telemetry: Any) -> FastAPI:  # noqa: C901 - one handler per ending
     """Return the application with FastAPI."""
     app = FastAPI(telemetry=telemetry)
 

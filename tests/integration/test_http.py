@@ -14,6 +14,7 @@ from websockets.sync.client import connect
 
 from jeeves_otel.integrations import asgi
 from tests.helpers import poll_until
+from tests.integration.launching import free_port, launched, page_with_requests
 from tests.integration.serving import KINDS, Gate, application, ask, open_request, served
 
 if TYPE_CHECKING:
@@ -351,3 +352,38 @@ def test_a_client_that_leaves_a_websocket_connection_is_no_error(
     assert {0.0} == _open_connections(measured)
     if kind != "fastapi":  # which raises WebSocketDisconnect, and calls that an error on its span
         assert (None, False) == _span(measured)[2:]
+
+
+# ---- under the launcher ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outer", ["fastapi", "starlette"])
+@pytest.mark.parametrize("disabled", ["", "fastapi,starlette", "fastapi,starlette,jeeves_asgi"])
+def test_under_the_launcher_applications_are_measured_without_a_line_of_their_own(outer: str, disabled: str) -> None:
+    """Wired by itself, silent on stderr, once beside the contrib package too; without it, what FastAPI measures is left."""
+    where, metrics = free_port(), free_port()
+    settings = {
+        "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": disabled,
+        "JEEVES_OTEL_LOG_LEVEL": "warning",
+    }
+    off = disabled.endswith("jeeves_asgi")
+    with launched("web.py", PORT=str(where), METRICS_PORT=str(metrics), OUTER=outer, **settings) as app:
+        app.wait_for_page(f"http://127.0.0.1:{where}/up")
+        for path in ("/inner/items/7", "/pages/home", "/bare", "/health", "/inner/nothing"):
+            ask(where, path)
+        seen = page_with_requests(2 if off and outer == "starlette" else 4, f"http://127.0.0.1:{metrics}/metrics")
+        log = app.log
+    counts = {
+        (dict(labels)["path"], dict(labels)["status_code"]): value
+        for (name, labels), value in seen.items()
+        if name == "jeeves_http_requests_total" and value
+    }
+
+    if not off:
+        assert {
+            ("/inner/items/{number}", "200"): 1,
+            ("/pages/{name}", "200"): 1,
+            ("/bare", "200"): 1,
+            ("unmatched", "404"): 1,
+        } == counts
+    assert "" == log

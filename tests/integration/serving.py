@@ -83,7 +83,7 @@ async def bare_inner(scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG0
     await send({"type": "http.response.body", "body": b"raw"})
 
 
-def fastapi_application(gate: Gate, telemetry: Any) -> FastAPI:
+def fastapi_application(gate: Gate, telemetry: Any) -> FastAPI:  # noqa: C901 - one handler per ending
     """Return the application with FastAPI."""
     app = FastAPI(telemetry=telemetry)
 
@@ -319,6 +319,14 @@ class Called:
 
     def __init__(self) -> None:
         self.messages: list[Any] = []
+        self._given = False
+
+    async def give(self) -> dict[str, Any]:
+        """Be the server's ``receive`` of a request without a body, from a client that stays."""
+        if self._given:
+            await asyncio.Event().wait()
+        self._given = True
+        return {"type": "http.request", "body": b"", "more_body": False}
 
     async def take(self, message: Any) -> None:
         """Be the server's ``send``."""
@@ -340,8 +348,14 @@ class Called:
         return found
 
 
-async def call(app: Any, path: str, headers: dict[str, str] | None = None, **scope: Any) -> Called:
-    """Call *app* as a server would, with one GET request."""
+async def call(
+    app: Any,
+    path: str,
+    headers: dict[str, str] | None = None,
+    headers_: list[tuple[bytes, bytes]] | None = None,
+    **scope: Any,
+) -> Called:
+    """Call *app* as a server would, with one GET request; *headers_* are further headers, which may repeat."""
     called = Called()
     whole = {
         "type": "http",
@@ -355,12 +369,8 @@ async def call(app: Any, path: str, headers: dict[str, str] | None = None, **sco
         "root_path": "",
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 80),
-        "headers": [(name.encode(), value.encode()) for name, value in (headers or {}).items()],
+        "headers": [*((name.encode(), value.encode()) for name, value in (headers or {}).items()), *(headers_ or [])],
         **scope,
     }
-    await app(whole, _empty_request, called.take)
+    await app(whole, called.give, called.take)
     return called
-
-
-async def _empty_request() -> dict[str, Any]:
-    return {"type": "http.request", "body": b"", "more_body": False}

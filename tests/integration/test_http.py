@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import gc
+import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry.trace import SpanKind, StatusCode
+from websockets.exceptions import ConnectionClosedError, InvalidStatus
+from websockets.sync.client import connect
 
 from jeeves_otel.integrations import asgi
 from tests.helpers import poll_until
+from tests.integration.launching import free_port, launched, page_with_requests
 from tests.integration.serving import KINDS, Gate, application, ask, open_request, served
 
 if TYPE_CHECKING:
@@ -258,3 +262,128 @@ def test_the_trace_of_the_caller_goes_on_and_the_answer_names_the_span(
     assert parent_id == f"{span.parent.span_id:016x}"
     assert trace_id == answer.headers["x-trace-id"] == f"{span.context.trace_id:032x}"
     assert f"{span.context.span_id:016x}" == answer.headers["x-span-id"]
+
+
+# ---- WebSocket connections -------------------------------------------------------------------------------------------
+
+
+def _lifetimes(pipeline: Pipeline) -> dict[tuple[str | None, str | None], float]:
+    """Return ``{(route, error type): accepted connections that have ended}``."""
+    return {
+        (dict(labels).get("http_route"), dict(labels).get("error_type")): value
+        for (name, labels), value in pipeline.samples().items()
+        if name == "jeeves_websocket_duration_seconds_count"
+    }
+
+
+def _open_connections(pipeline: Pipeline) -> set[float]:
+    return {v for (name, _), v in pipeline.samples().items() if name == "jeeves_websocket_active_connections"}
+
+
+@every_kind
+def test_a_websocket_connection_is_one_request_and_one_lifetime(kind: str, port: int, measured: Pipeline) -> None:
+    """Its handshake counts when it is accepted; its lifetime, apart from HTTP latency, when it has closed."""
+    route = None if kind == "asgi" else "/ws/{room}"
+    with connect(f"ws://127.0.0.1:{port}/ws/hall") as client:
+        client.send("stay")
+        assert "stay" == client.recv()
+        shaken = _requests(measured)
+        assert {} == _lifetimes(measured)
+        assert {1.0} == _open_connections(measured)
+        client.send("go")
+    poll_until(lambda: _server_spans(measured), "the span of the connection")
+
+    assert {("GET", route or "unmatched", "101"): 1} == shaken == _requests(measured)
+    assert {(route, None): 1} == _lifetimes(measured)
+    assert {0.0} == _open_connections(measured)
+    assert (None, False) == _span(measured)[2:]
+    assert not [span for span in measured.spans() if span.name.endswith(("send", "receive"))]
+
+
+@every_kind
+@pytest.mark.parametrize(
+    ("room", "status", "error", "counts_as"),
+    [("rejected", 403, None, "403"), ("broken", 500, "ValueError", "500")],
+)
+def test_a_websocket_connection_that_is_not_accepted_is_a_request_only(
+    room: str, status: int, error: str | None, counts_as: str, kind: str, port: int, measured: Pipeline
+) -> None:
+    """Rejected it is a 403, and after an exception a 500; there is no lifetime."""
+    with pytest.raises(InvalidStatus) as refused, connect(f"ws://127.0.0.1:{port}/ws/{room}"):
+        pass
+    rows = _recorded(measured)
+
+    assert status == refused.value.response.status_code
+    assert {("GET", "unmatched" if kind == "asgi" else "/ws/{room}", counts_as): 1} == rows
+    assert {} == _lifetimes(measured)
+    assert (error, error is not None) == _span(measured)[2:]
+
+
+@every_kind
+def test_an_error_in_an_open_websocket_connection_is_an_error_of_its_lifetime(
+    kind: str, port: int, measured: Pipeline
+) -> None:
+    """The handshake went well; the lifetime and the span have the class of the exception."""
+    with connect(f"ws://127.0.0.1:{port}/ws/hall") as client:
+        client.send("error")
+        with pytest.raises(ConnectionClosedError):
+            client.recv()
+    poll_until(lambda: _server_spans(measured), "the span of the connection")
+
+    assert {"101"} == {status for _, _, status in _requests(measured)}
+    assert {(None if kind == "asgi" else "/ws/{room}", "ValueError"): 1} == _lifetimes(measured)
+    assert ("ValueError", True) == _span(measured)[2:]
+
+
+@every_kind
+@pytest.mark.parametrize("polite", [True, False])
+def test_a_client_that_leaves_a_websocket_connection_is_no_error(
+    polite: bool, kind: str, port: int, measured: Pipeline
+) -> None:
+    """With a close frame or without one, of which uvicorn does not tell."""
+    with connect(f"ws://127.0.0.1:{port}/ws/hall") as client:
+        client.send("stay")
+        client.recv()
+        if not polite:
+            client.socket.shutdown(socket.SHUT_RDWR)
+    poll_until(lambda: _server_spans(measured), "the span of the connection")
+
+    assert {(None if kind == "asgi" else "/ws/{room}", None): 1} == _lifetimes(measured)
+    assert {0.0} == _open_connections(measured)
+    if kind != "fastapi":  # which raises WebSocketDisconnect, and calls that an error on its span
+        assert (None, False) == _span(measured)[2:]
+
+
+# ---- under the launcher ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outer", ["fastapi", "starlette"])
+@pytest.mark.parametrize("disabled", ["", "fastapi,starlette", "fastapi,starlette,jeeves_asgi"])
+def test_under_the_launcher_applications_are_measured_without_a_line_of_their_own(outer: str, disabled: str) -> None:
+    """Wired by itself, silent on stderr, once beside the contrib package too; without it, what FastAPI measures is left."""
+    where, metrics = free_port(), free_port()
+    settings = {
+        "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": disabled,
+        "JEEVES_OTEL_LOG_LEVEL": "warning",
+    }
+    off = disabled.endswith("jeeves_asgi")
+    with launched("web.py", PORT=str(where), METRICS_PORT=str(metrics), OUTER=outer, **settings) as app:
+        app.wait_for_page(f"http://127.0.0.1:{where}/up")
+        for path in ("/inner/items/7", "/pages/home", "/bare", "/health", "/inner/nothing"):
+            ask(where, path)
+        seen = page_with_requests(2 if off and outer == "starlette" else 4, f"http://127.0.0.1:{metrics}/metrics")
+        log = app.log
+    counts = {
+        (dict(labels)["path"], dict(labels)["status_code"]): value
+        for (name, labels), value in seen.items()
+        if name == "jeeves_http_requests_total" and value
+    }
+
+    if not off:
+        assert {
+            ("/inner/items/{number}", "200"): 1,
+            ("/pages/{name}", "200"): 1,
+            ("/bare", "200"): 1,
+            ("unmatched", "404"): 1,
+        } == counts
+    assert "" == log

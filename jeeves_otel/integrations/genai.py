@@ -13,6 +13,7 @@ import inspect
 import logging
 import os
 import sys
+from _thread import start_new_thread
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -211,6 +212,7 @@ def _stream_mends() -> list[_Patch]:
         _Patch(streams, "AsyncStreamWrapper._advance", _watched_async),
         _Patch(streams, "_StreamTelemetry._finalize_success", _not_while_read),
         _Patch(streams, "_StreamTelemetry._finalize_failure", _leaving_is_success),
+        _Patch(streams, "_StreamTelemetry.__del__", _ended_elsewhere),
         _Patch("opentelemetry.util.genai._inference_invocation", "InferenceInvocation._on_stream_chunk", _output_only),
     ]
 
@@ -279,6 +281,25 @@ def _leaving_is_success(finalize: Any) -> Any:
             finalize(self, error)
 
     return _finalize_failure
+
+
+def _ended_elsewhere(finalize: Any) -> Any:
+    """End a forgotten stream in a thread of its own, never in the one that happens to collect the garbage.
+
+    That one may hold a lock of the SDK, which is not reentrant: a scrape that collected a forgotten stream waited for
+    itself, and every thread that measured anything waited for the scrape.
+    """
+
+    @functools.wraps(finalize)
+    def __del__(self: Any) -> None:  # noqa: N807 - as theirs
+        try:
+            if not self._self_finalized:
+                # Not a `threading.Thread`: starting one takes a lock that this thread may hold too.
+                start_new_thread(finalize, (self,))
+        except Exception:  # noqa: BLE001, S110 - made in part only, or the interpreter ends; there is nobody to tell
+            pass
+
+    return __del__
 
 
 _EMPTY = "_jeeves_otel_empty_chunk"

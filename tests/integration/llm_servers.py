@@ -1,8 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """One local server that speaks the protocols of OpenAI and Anthropic, and remembers what it was asked.
 
-The model's name says how it answers (see `ENDINGS`); everything that a user might have typed, and every text of an error,
-holds `CANARY`. What the server counts is the oracle: calls that arrived, and tokens that it reported.
+The model's name says how it answers; everything that a user might have typed, and every text of an error, holds `CANARY`.
+What the server counts is the oracle: calls that arrived, and tokens that it reported.
+
+=========  ==========================================================
+slow       a stream whose first token comes `SLOW_S` after its first event
+error      a stream that ends in an error event
+dropped    a stream, or an answer, whose connection is reset
+garbage    a stream with a line that is no JSON
+hang       no answer while the test runs
+flaky      two failures that a client may retry, then success
+tools      a call of a tool instead of a text
+a number   an error of that status
+others     success at once
+=========  ==========================================================
 """
 
 from __future__ import annotations
@@ -22,17 +34,6 @@ if TYPE_CHECKING:
 CANARY = "canary-7f3a"
 SLOW_S = 0.15  # from the first event of a `slow` stream to its first token
 
-# How a model ends; anything else succeeds at once.
-ENDINGS = {
-    "slow": "a stream whose first token comes late",
-    "error": "a stream that ends in an error event",
-    "dropped": "a stream, or an answer, whose connection breaks",
-    "garbage": "a stream with a line that is no JSON",
-    "hang": "no answer while the test runs",
-    "flaky": "two failures that a client may retry, then success",
-    "tools": "a call of a tool instead of a text",
-    "400": "…and every other number: an error of that status",
-}
 # 40 of the prompt's come from a cache and 5 of the completion's are reasoning: parts, not more.
 PROMPT, CACHED, COMPLETION, REASONING = 100, 40, 20, 5
 _ERROR_TYPES = {
@@ -355,18 +356,6 @@ def _embeddings(model: str) -> Reply:
     return {"object": "list", "model": f"{model}-2026", "data": vector, "usage": usage}
 
 
-def _text_completion(model: str) -> Reply:
-    choice = {"index": 0, "text": CANARY, "finish_reason": "stop", "logprobs": None}
-    return {
-        "id": "c1",
-        "object": "text_completion",
-        "created": 1,
-        "model": f"{model}-2026",
-        "choices": [choice],
-        "usage": _chat_usage(),
-    }
-
-
 # ---- Anthropic -------------------------------------------------------------------------------------------------------
 
 
@@ -421,7 +410,6 @@ def _message_stream(model: str, _: dict[str, Any]) -> list[tuple[str, Any]]:
 
 _ANSWERS: dict[str, Callable[[str], Reply]] = {
     "/v1/chat/completions": _chat,
-    "/v1/completions": _text_completion,
     "/v1/responses": _response,
     "/v1/embeddings": _embeddings,
     "/v1/messages": _message,

@@ -55,7 +55,6 @@ class Server:
         url: Without a path; OpenAI's clients add ``/v1``.
         calls: Requests that arrived, by path.
         tokens: Tokens that it has reported, by type.
-        bodies: Bodies of the requests.
     """
 
     def __init__(self, port: int) -> None:
@@ -69,13 +68,7 @@ class Server:
         """Forget what was asked."""
         self.calls: Counter[str] = Counter()
         self.tokens: Counter[str] = Counter()
-        self.bodies: list[dict[str, Any]] = []
         self.failures = 0
-
-    def report(self) -> None:
-        """Count the tokens of one answer."""
-        with self.lock:
-            self.tokens += Counter(prompt=PROMPT, completion=COMPLETION)
 
 
 @contextmanager
@@ -102,7 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with state.lock:
             state.calls[self.path] += 1
-            state.bodies.append(body)
+            self.reported = state.tokens  # those of this test: a stream that it leaves may outlive it
         model = body["model"]
         anthropic = self.path.startswith("/v1/messages")
         if model == "hang":
@@ -118,8 +111,13 @@ class _Handler(BaseHTTPRequestHandler):
         elif model == "dropped":
             self._drop()
         else:
+            self._report()
             self._answer(200, _ANSWERS[self.path.partition("?")[0]](model))
-            state.report()
+
+    def _report(self) -> None:
+        """Count the tokens of an answer, before the client can have read of them."""
+        with self.server_state.lock:
+            self.reported.update(prompt=PROMPT, completion=COMPLETION)
 
     def _answer(self, status: int, body: Reply, headers: dict[str, str] | None = None) -> None:
         data = json.dumps(body).encode()
@@ -141,17 +139,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        usage = False
         for position, (event, data) in enumerate(events):
             if position == 1 and model == "slow":
                 self.server_state.released.wait(SLOW_S)
             if position == len(events) // 2 and model in _MIDWAY:
                 _MIDWAY[model](self)
                 return
-            usage = usage or _has_usage(data)
+            if _has_usage(data):
+                self._report()
             self._chunk((f"event: {event}\n" if event else "") + f"data: {_text(data)}\n\n")
-        if usage:
-            self.server_state.report()
         self._chunk("")
 
     def _chunk(self, text: str) -> None:

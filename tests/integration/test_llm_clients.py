@@ -409,14 +409,16 @@ def test_a_forgotten_stream_does_not_end_in_the_thread_that_collects_it(
 
     measured.tracer_provider.add_span_processor(Ends())
     with _client(library, server) as client:
-        stream = _opened(client, "ok")
-        next(stream)
-        del stream
-        _collected(measured)
+        for mend in (None, "_StreamTelemetry.__del__"):
+            with without_mend(mend):
+                stream = _opened(client, "ok")
+                next(stream)
+                del stream
+                _collected(measured)
+                measured.spans_exporter.clear()
 
-    assert len(threads) == 1
-    assert get_ident() not in threads
-    assert measured.counts_by("jeeves_llm_calls_total", "status") == {"success": 1}
+    assert [ident == get_ident() for ident in threads] == [False, True], "the mend is still needed"
+    assert measured.counts_by("jeeves_llm_calls_total", "status") == {"success": 2}
 
 
 # ---- what else goes on while a stream is open -------------------------------------------------------------------------

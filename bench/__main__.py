@@ -16,6 +16,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from bench.clients import client_group, stream_group
 from bench.recorded import fastapi_group, http_group, llm_group
 from bench.scraped import scrape_group
 from bench.served import grpc_group
@@ -26,8 +27,16 @@ if TYPE_CHECKING:
 
     from bench.timing import Result
 
-GROUPS = {"llm": llm_group, "http": http_group, "fastapi": fastapi_group, "grpc": grpc_group, "scrape": scrape_group}
-PACKAGES = ("opentelemetry-sdk", "prometheus-client", "fastapi")
+GROUPS = {
+    "llm": llm_group,
+    "client": client_group,
+    "stream": stream_group,
+    "http": http_group,
+    "fastapi": fastapi_group,
+    "grpc": grpc_group,
+    "scrape": scrape_group,
+}
+PACKAGES = ("opentelemetry-sdk", "prometheus-client", "fastapi", "openai", "opentelemetry-instrumentation-genai-openai")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

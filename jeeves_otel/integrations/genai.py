@@ -13,6 +13,7 @@ import inspect
 import logging
 import os
 import sys
+from _thread import start_new_thread
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -211,6 +212,7 @@ def _stream_mends() -> list[_Patch]:
         _Patch(streams, "AsyncStreamWrapper._advance", _watched_async),
         _Patch(streams, "_StreamTelemetry._finalize_success", _not_while_read),
         _Patch(streams, "_StreamTelemetry._finalize_failure", _leaving_is_success),
+        _Patch(streams, "_StreamTelemetry.__del__", _not_under_a_lock),
         _Patch("opentelemetry.util.genai._inference_invocation", "InferenceInvocation._on_stream_chunk", _output_only),
     ]
 
@@ -279,6 +281,42 @@ def _leaving_is_success(finalize: Any) -> Any:
             finalize(self, error)
 
     return _finalize_failure
+
+
+# Whoever measures waits for locks that these modules hold, and none of them can be taken twice.
+_LOCKED_IN = ("opentelemetry.sdk.", "jeeves_otel.cardinality")
+
+
+def _not_under_a_lock(finalize: Any) -> Any:
+    """End a forgotten stream in a thread of its own where this one may hold a lock that measuring needs.
+
+    Garbage is collected wherever something is allocated. A scrape that collected a forgotten stream waited for itself,
+    and every thread that measured anything waited for the scrape.
+    """
+
+    @functools.wraps(finalize)
+    def __del__(self: Any) -> None:  # noqa: N807 - as theirs
+        try:
+            if self._self_finalized:
+                return
+            if _is_under_a_lock():
+                # Not a `threading.Thread`: starting one takes a lock that this thread may hold too.
+                start_new_thread(finalize, (self,))
+            else:
+                finalize(self)
+        except Exception:  # noqa: BLE001, S110 - made in part only, or the interpreter ends; there is nobody to tell
+            pass
+
+    return __del__
+
+
+def _is_under_a_lock() -> bool:
+    frame = inspect.currentframe()
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).startswith(_LOCKED_IN):
+            return True
+        frame = frame.f_back
+    return False
 
 
 _EMPTY = "_jeeves_otel_empty_chunk"

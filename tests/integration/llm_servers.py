@@ -1,8 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """One local server that speaks the protocols of OpenAI and Anthropic, and remembers what it was asked.
 
-The model's name says how it answers (see `ENDINGS`); everything that a user might have typed, and every text of an error,
-holds `CANARY`. What the server counts is the oracle: calls that arrived, and tokens that it reported.
+The model's name says how it answers; everything that a user might have typed, and every text of an error, holds `CANARY`.
+What the server counts is the oracle: calls that arrived, and tokens that it reported.
+
+=========  ==========================================================
+slow       a stream whose first token comes `SLOW_S` after its first event
+error      a stream that ends in an error event
+dropped    a stream, or an answer, whose connection is reset
+garbage    a stream with a line that is no JSON
+hang       no answer while the test runs
+flaky      two failures that a client may retry, then success
+tools      a call of a tool instead of a text
+a number   an error of that status
+others     success at once
+=========  ==========================================================
 """
 
 from __future__ import annotations
@@ -22,17 +34,6 @@ if TYPE_CHECKING:
 CANARY = "canary-7f3a"
 SLOW_S = 0.15  # from the first event of a `slow` stream to its first token
 
-# How a model ends; anything else succeeds at once.
-ENDINGS = {
-    "slow": "a stream whose first token comes late",
-    "error": "a stream that ends in an error event",
-    "dropped": "a stream, or an answer, whose connection breaks",
-    "garbage": "a stream with a line that is no JSON",
-    "hang": "no answer while the test runs",
-    "flaky": "two failures that a client may retry, then success",
-    "tools": "a call of a tool instead of a text",
-    "400": "…and every other number: an error of that status",
-}
 # 40 of the prompt's come from a cache and 5 of the completion's are reasoning: parts, not more.
 PROMPT, CACHED, COMPLETION, REASONING = 100, 40, 20, 5
 _ERROR_TYPES = {
@@ -54,7 +55,6 @@ class Server:
         url: Without a path; OpenAI's clients add ``/v1``.
         calls: Requests that arrived, by path.
         tokens: Tokens that it has reported, by type.
-        bodies: Bodies of the requests.
     """
 
     def __init__(self, port: int) -> None:
@@ -68,13 +68,7 @@ class Server:
         """Forget what was asked."""
         self.calls: Counter[str] = Counter()
         self.tokens: Counter[str] = Counter()
-        self.bodies: list[dict[str, Any]] = []
         self.failures = 0
-
-    def report(self) -> None:
-        """Count the tokens of one answer."""
-        with self.lock:
-            self.tokens += Counter(prompt=PROMPT, completion=COMPLETION)
 
 
 @contextmanager
@@ -101,7 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with state.lock:
             state.calls[self.path] += 1
-            state.bodies.append(body)
+            self.reported = state.tokens  # those of this test: a stream that it leaves may outlive it
         model = body["model"]
         anthropic = self.path.startswith("/v1/messages")
         if model == "hang":
@@ -117,8 +111,13 @@ class _Handler(BaseHTTPRequestHandler):
         elif model == "dropped":
             self._drop()
         else:
+            self._report()
             self._answer(200, _ANSWERS[self.path.partition("?")[0]](model))
-            state.report()
+
+    def _report(self) -> None:
+        """Count the tokens of an answer, before the client can have read of them."""
+        with self.server_state.lock:
+            self.reported.update(prompt=PROMPT, completion=COMPLETION)
 
     def _answer(self, status: int, body: Reply, headers: dict[str, str] | None = None) -> None:
         data = json.dumps(body).encode()
@@ -140,17 +139,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        usage = False
         for position, (event, data) in enumerate(events):
             if position == 1 and model == "slow":
                 self.server_state.released.wait(SLOW_S)
             if position == len(events) // 2 and model in _MIDWAY:
                 _MIDWAY[model](self)
                 return
-            usage = usage or _has_usage(data)
+            if _has_usage(data):
+                self._report()
             self._chunk((f"event: {event}\n" if event else "") + f"data: {_text(data)}\n\n")
-        if usage:
-            self.server_state.report()
         self._chunk("")
 
     def _chunk(self, text: str) -> None:
@@ -355,18 +352,6 @@ def _embeddings(model: str) -> Reply:
     return {"object": "list", "model": f"{model}-2026", "data": vector, "usage": usage}
 
 
-def _text_completion(model: str) -> Reply:
-    choice = {"index": 0, "text": CANARY, "finish_reason": "stop", "logprobs": None}
-    return {
-        "id": "c1",
-        "object": "text_completion",
-        "created": 1,
-        "model": f"{model}-2026",
-        "choices": [choice],
-        "usage": _chat_usage(),
-    }
-
-
 # ---- Anthropic -------------------------------------------------------------------------------------------------------
 
 
@@ -421,7 +406,6 @@ def _message_stream(model: str, _: dict[str, Any]) -> list[tuple[str, Any]]:
 
 _ANSWERS: dict[str, Callable[[str], Reply]] = {
     "/v1/chat/completions": _chat,
-    "/v1/completions": _text_completion,
     "/v1/responses": _response,
     "/v1/embeddings": _embeddings,
     "/v1/messages": _message,

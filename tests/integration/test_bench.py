@@ -15,6 +15,8 @@ from bench.timing import Case, Group, each, measure
 ROOT = Path(__file__).parents[2]
 COMPETITORS = {
     "one LLM call": 6,
+    "one chat completion through openai's client": 3,
+    "one chat completion streamed in 20 chunks": 3,
     "one HTTP request recorded": 3,
     "one request through FastAPI": 5,
     "one unary call through grpc.aio": 3,

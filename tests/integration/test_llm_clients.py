@@ -14,13 +14,14 @@ import subprocess
 import sys
 import warnings
 from contextlib import contextmanager, nullcontext, suppress
-from threading import Thread
+from threading import Thread, get_ident
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anthropic
 import openai
 import pytest
 from opentelemetry.instrumentation.genai.openai import OpenAIInstrumentor as StockInstrumentor
+from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode, get_current_span
 from opentelemetry.util.genai import stream as stock_streams
 
@@ -354,27 +355,6 @@ def _refusing() -> str:
 # ---- streams that are left -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", STREAMS)
-@pytest.mark.parametrize("leave", LEAVES)
-@sync_or_async
-def test_a_consumer_that_leaves_a_stream_has_had_its_call(
-    way: str, leave: str, sync: bool, server: Server, measured: Pipeline
-) -> None:
-    """Closed, left, forgotten: one success, never an error and never nothing; what the consumer raises is an error."""
-    error = ask(measured, WAYS[way], server.url, "ok", LEAVES[leave], sync=sync)
-    gc.collect()  # what was forgotten ends when it is collected
-    # The helper for chat completions closes its stream without a word about why.
-    failed = leave == "consumer_failed" and way != "chat stream helper"
-    kind = "tests.integration.llm_clients.ConsumerError" if failed else None
-    tokens = STARTED if WAYS[way].api == "messages" else {}
-
-    assert error is None
-    assert expected(WAYS[way], "ok", error=kind, tokens=tokens) == seen(measured)
-
-
-# ---- what else goes on while a stream is open -------------------------------------------------------------------------
-
-
 def _opened(client: Any, model: str) -> Any:
     """Return a stream of *client*, or what must be awaited for it."""
     if hasattr(client, "messages"):
@@ -391,6 +371,72 @@ def _client(library: str, server: Server, *, sync: bool = True) -> Any:
 
 
 both_libraries = pytest.mark.parametrize("library", ["openai", "anthropic"])
+
+
+def _collected(pipeline: Pipeline) -> None:
+    """Collect what was forgotten, and wait until the call has ended."""
+
+    def ended() -> bool:
+        return any(span.kind is SpanKind.CLIENT for span in pipeline.spans())
+
+    if not ended():
+        gc.collect()
+        poll_until(ended, "the forgotten stream to end")
+
+
+@pytest.mark.parametrize("way", STREAMS)
+@pytest.mark.parametrize("leave", LEAVES)
+@sync_or_async
+def test_a_consumer_that_leaves_a_stream_has_had_its_call(
+    way: str, leave: str, sync: bool, server: Server, measured: Pipeline
+) -> None:
+    """Closed, left, forgotten: one success, never an error and never nothing; what the consumer raises is an error."""
+    error = ask(measured, WAYS[way], server.url, "ok", LEAVES[leave], sync=sync)
+    _collected(measured)
+    # The helper for chat completions closes its stream without a word about why.
+    failed = leave == "consumer_failed" and way != "chat stream helper"
+    kind = "tests.integration.llm_clients.ConsumerError" if failed else None
+    tokens = STARTED if WAYS[way].api == "messages" else {}
+
+    assert error is None
+    assert expected(WAYS[way], "ok", error=kind, tokens=tokens) == seen(measured)
+
+
+@both_libraries
+@pytest.mark.parametrize("mend", [None, "_StreamTelemetry.__del__"], ids=["mended", "stock"])
+def test_a_stream_that_a_scrape_collects_does_not_end_in_the_scrape(
+    library: str, mend: str | None, server: Server, measured: Pipeline
+) -> None:
+    """A scrape holds the SDK's locks: it would wait for itself, and everybody else for it. The mend is still needed."""
+    ended_in: list[int] = []
+    kept: list[Any] = []
+
+    class Ends(SpanProcessor):
+        def on_end(self, span: Any) -> None:
+            ended_in.append(get_ident())
+
+    def collect_garbage(_: Any) -> list[Any]:
+        kept.clear()
+        gc.collect()
+        return []
+
+    measured.tracer_provider.add_span_processor(Ends())
+    measured.meter_provider.get_meter("test").create_observable_gauge("test.gauge", [collect_garbage])
+    with _client(library, server) as client, without_mend(mend):
+        for forgotten_by in ("the scrape", "the application"):
+            kept.append(_opened(client, forgotten_by))
+            next(kept[0])
+            if forgotten_by == "the scrape":
+                measured.page()
+            kept.clear()
+            _collected(measured)
+            measured.spans_exporter.clear()
+
+    assert [ident == get_ident() for ident in ended_in] == [mend is not None, True]
+    assert measured.counts_by("jeeves_llm_calls_total", "status") == {"success": 2}
+
+
+# ---- what else goes on while a stream is open -------------------------------------------------------------------------
 
 
 @both_libraries
@@ -542,6 +588,7 @@ def test_a_twin_that_was_there_first_is_not_doubled(server: Server, pipeline: Pi
     stock.instrument(tracer_provider=pipeline.tracer_provider, meter_provider=pipeline.meter_provider)
     with instrumented(pipeline):
         ask(pipeline, WAYS["chat stream"], server.url, "ok", LEAVES["dropped_on_the_floor"], sync=True)
+        _collected(pipeline)
     stock.uninstrument()
 
     assert expected(WAYS["chat stream"], "ok") == seen(pipeline)
@@ -564,7 +611,7 @@ STOCK_TROUBLE: dict[str, tuple[str, str, str, bool]] = {
     "SyncStreamWrapper._advance": ("chat raw stream", "error", "to_the_end", True),
     "AsyncStreamWrapper._advance": ("chat raw stream", "error", "to_the_end", False),
     "_StreamTelemetry._finalize_success": ("chat raw stream", "error", "to_the_end", True),
-    "_StreamTelemetry._finalize_failure": ("chat stream", "ok", "dropped_on_the_floor", True),
+    "_StreamTelemetry._finalize_failure": ("chat stream", "ok", "generator_closed", True),
     "InferenceInvocation._on_stream_chunk": ("chat stream", "ok", "closed_early", True),
     "_set_response_properties": ("chat streaming response", "ok", "to_the_end", False),
     "MessagesStreamWrapper.__init__": ("messages stream", "ok", "while it is open", True),
@@ -595,7 +642,7 @@ def test_every_mend_is_still_needed(
             reading = while_it_is_open if leave == "while it is open" else LEAVES.get(leave, to_the_end)
             with tracer.start_as_current_span("application"), suppress(openai.APIError):
                 run(asked(WAYS[way], server.url, model, reading, sync=sync), sync=sync)
-            gc.collect()
+            _collected(pipeline)
         named = [str(warning.message) for warning in warned if "never awaited" in str(warning.message)]
         found.append((seen(pipeline), current, named))
 

@@ -399,8 +399,10 @@ class _Tasked(_Served):
         return self._task is not None and self._task.cancelling() > 0
 
     def _gone(self) -> str:
-        if self._garbled and not self._is_gone():
-            return self._code() or self.unreadable
+        answered = self._servicer is not None and self._servicer.done()
+        code = self._code() or (self.unreadable if self._garbled else None)
+        if code is not None and (answered or (self._garbled and not self._is_gone())):
+            return code
         return super()._gone()
 
 
@@ -414,6 +416,7 @@ class _Noting:
     def __init__(self, servicer: Any) -> None:
         self._servicer = servicer
         self._set: Any = None
+        self._aborted = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._servicer, name)
@@ -421,6 +424,10 @@ class _Noting:
     def code(self) -> Any:
         """Return the code that the handler has set, or None."""
         return self._set
+
+    def done(self) -> bool:
+        """Return whether the status was sent before the handler has returned."""
+        return self._aborted
 
     def set_code(self, code: Any) -> None:
         """Set the code."""
@@ -430,6 +437,7 @@ class _Noting:
     def abort(self, code: Any, *args: Any, **kwargs: Any) -> Any:
         """End the call with *code*."""
         self._set = code
+        self._aborted = True
         return self._servicer.abort(code, *args, **kwargs)
 
 

@@ -71,14 +71,15 @@ def llm_group() -> Group:
             Case("prometheus_client, by hand: 4 measurements, no span", each(_prom_llm())),
             Case("stock SDK, by hand: 4 measurements, no span", each(_stock_llm(stock, no_spans))),
             Case("stock SDK, by hand: 4 measurements, span at 10 %", each(_stock_llm(stock, spans))),
-            Case("jeeves_otel record_llm_call", each(function), _binding(meters, no_spans)),
-            Case("jeeves_otel llm_call, no span", each(operation), _binding(meters, no_spans)),
-            Case("jeeves_otel llm_call, span at 10 %", each(operation), _binding(meters, spans)),
+            Case("jeeves_otel record_llm_call", each(function), binding(meters, no_spans)),
+            Case("jeeves_otel llm_call, no span", each(operation), binding(meters, no_spans)),
+            Case("jeeves_otel llm_call, span at 10 %", each(operation), binding(meters, spans)),
         ),
     )
 
 
-def _binding(meters: JeevesMeterProvider, tracers: trace.TracerProvider) -> Callable[[], None]:
+def binding(meters: JeevesMeterProvider, tracers: trace.TracerProvider) -> Callable[[], None]:
+    """Return what makes the recording API record into these providers, cheaply and as often as one likes."""
     recording.bind(meter_provider=meters, tracer_provider=tracers)
     bound = recording._instruments, recording._tracer
 
@@ -153,7 +154,7 @@ def http_group() -> Group:
             Case(
                 "jeeves_otel record_http_request",
                 each(lambda: record_http_request("GET", "/a/{b}", 200, 0.02)),
-                _binding(meters, trace.NoOpTracerProvider()),
+                binding(meters, trace.NoOpTracerProvider()),
             ),
         ),
     )

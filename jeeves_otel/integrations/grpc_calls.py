@@ -175,7 +175,7 @@ class Call:
         self._side = side
         self._method = method
         self._once = Lock()
-        self._open = True
+        self._closed = Lock()
         ids = propagation.attributes(context) if side is SERVER else None
         attributes = {**method.attributes, **ids} if ids else method.attributes
         self.span: Span = recording.tracer().start_span(method.name, context, side.kind, attributes)
@@ -190,7 +190,6 @@ class Call:
         """
         if not self._once.acquire(blocking=False):  # never released: the lock is the memory of the first end
             return
-        self.ended = True
         with self._side.guard:
             kind = code if code in self._side.errors else None
             if code is None and error is not None:
@@ -199,8 +198,9 @@ class Call:
             attributes = self._method.ended(code, kind)
             recording.instruments().histogram(self._side.instrument).record(duration_s, attributes, self.context)
         with self._side.guard:
-            if self._open and self.span.is_recording():
+            if self.span.is_recording():
                 self._describe(code, kind, error)
+        self.ended = True  # and not before: another thread may wait for this to close the span
 
     def _describe(self, code: str | None, kind: str | None, error: BaseException | None) -> None:
         span = self.span
@@ -214,8 +214,7 @@ class Call:
 
     def close(self) -> None:
         """End the span, once."""
-        if self._open:
-            self._open = False
+        if self._closed.acquire(blocking=False):  # as above
             with self._side.guard:
                 self.span.end()
 

@@ -95,16 +95,14 @@ class _Served(Call):
 
     def enter(self) -> None:
         """Make the call current."""
-        with SERVER.guard:
-            self._outside = otel_context.get_current()
-            otel_context.attach(self.context)
+        self._outside = otel_context.get_current()
+        otel_context.attach(self.context)
 
     def leave(self) -> None:
         """Make current what was before, if the call still is."""
-        with SERVER.guard:
-            # Restored rather than detached: a token fails, and is logged, where another thread closes a generator.
-            if self._outside is not None and otel_context.get_current() is self.context:
-                otel_context.attach(self._outside)
+        # Restored rather than detached: a token fails, and is logged, where another thread closes a generator.
+        if self._outside is not None and otel_context.get_current() is self.context:
+            otel_context.attach(self._outside)
 
     # ---- ends --------------------------------------------------------------------------------------------------------
 
@@ -354,25 +352,29 @@ class _Tasked(_Served):
         super().__init__(method, metadata, stop)
         self._garbled = False
         self._threaded = False
-        # grpc serves each call in a task of its own, which is over when the call is; there may be no other sign of it.
-        self._task: Task[Any] | None = current_task()
-        if self._task is not None:
-            self._task.add_done_callback(self.over)
+        self._task: Task[Any] | None = current_task()  # grpc serves each call in a task of its own
 
     def handed(self, servicer: Any) -> Any:
         """Note what grpc hands to a handler in a thread, and return what can be asked for the code that was set."""
         self._threaded = True
         self._servicer = _Noting(servicer)
+        self._watch()
         return self._servicer
 
     def awaited(self, servicer: Any) -> None:
         """Note what grpc hands to a coroutine."""
         self._servicer = servicer
+        with SERVER.guard:
+            servicer.add_done_callback(self.over)
+
+    def _watch(self) -> None:
+        """Have `over` called where grpc has no callback for it."""
+        with SERVER.guard:
+            if self._task is not None:
+                self._task.get_loop().call_soon_threadsafe(self._task.add_done_callback, self.over)
 
     def over(self, *_: Any) -> None:
-        """End the call as its task is over. One that never reached its handler is none, as in ``grpc.server``."""
-        if self._servicer is None and not self._garbled:
-            return
+        """End the call as its task is over."""
         with SERVER.guard:
             if not self.ended:
                 self.end(self._gone())
@@ -380,8 +382,10 @@ class _Tasked(_Served):
             self.close()
 
     def garbled(self) -> None:
-        # The handler may be the one to see this, and go on; grpc answers only what leaves it.
+        # The handler may be the one to see this, and go on; grpc answers only what leaves it, or never reaches it.
         self._garbled = True
+        if self._servicer is None:
+            self._watch()
 
     def answers(self) -> bool:
         """Return whether grpc will serialize the response, which it does not beside an error."""
@@ -399,8 +403,10 @@ class _Tasked(_Served):
         return self._task is not None and self._task.cancelling() > 0
 
     def _gone(self) -> str:
-        if self._garbled and not self._is_gone():
-            return self._code() or self.unreadable
+        answered = self._servicer is not None and self._servicer.done()
+        code = self._code() or (self.unreadable if self._garbled else None)
+        if code is not None and (answered or (self._garbled and not self._is_gone())):
+            return code
         return super()._gone()
 
 
@@ -414,6 +420,7 @@ class _Noting:
     def __init__(self, servicer: Any) -> None:
         self._servicer = servicer
         self._set: Any = None
+        self._aborted = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._servicer, name)
@@ -421,6 +428,10 @@ class _Noting:
     def code(self) -> Any:
         """Return the code that the handler has set, or None."""
         return self._set
+
+    def done(self) -> bool:
+        """Return whether the status was sent before the handler has returned."""
+        return self._aborted
 
     def set_code(self, code: Any) -> None:
         """Set the code."""
@@ -430,6 +441,7 @@ class _Noting:
     def abort(self, code: Any, *args: Any, **kwargs: Any) -> Any:
         """End the call with *code*."""
         self._set = code
+        self._aborted = True
         return self._servicer.abort(code, *args, **kwargs)
 
 

@@ -17,6 +17,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from bench.clients import client_group, stream_group
+from bench.queried import sqlalchemy_group
 from bench.recorded import fastapi_group, http_group, llm_group
 from bench.scraped import scrape_group
 from bench.served import grpc_group
@@ -34,6 +35,7 @@ GROUPS = {
     "http": http_group,
     "fastapi": fastapi_group,
     "grpc": grpc_group,
+    "sqlalchemy": sqlalchemy_group,
     "scrape": scrape_group,
 }
 PACKAGES = ("opentelemetry-sdk", "prometheus-client", "fastapi", "openai", "opentelemetry-instrumentation-genai-openai")

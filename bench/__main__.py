@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from bench.recorded import fastapi_group, http_group, llm_group
 from bench.scraped import scrape_group
+from bench.served import served_group
 from bench.timing import measure
 
 if TYPE_CHECKING:
@@ -25,7 +26,13 @@ if TYPE_CHECKING:
 
     from bench.timing import Result
 
-GROUPS = {"llm": llm_group, "http": http_group, "fastapi": fastapi_group, "scrape": scrape_group}
+GROUPS = {
+    "llm": llm_group,
+    "http": http_group,
+    "fastapi": fastapi_group,
+    "served": served_group,
+    "scrape": scrape_group,
+}
 PACKAGES = ("opentelemetry-sdk", "prometheus-client", "fastapi")
 
 

@@ -50,11 +50,11 @@ def is_unmatched(scope: Scope) -> bool:
     endpoint = scope.get("endpoint")
     if endpoint is None:
         return False
-    routing, applications = sys.modules.get("starlette.routing"), sys.modules.get("starlette.applications")
-    if routing is None or applications is None:
+    routing = sys.modules.get("starlette.routing")
+    if routing is None:
         return False
     for _ in range(_DEEPEST):
-        if isinstance(endpoint, (routing.Router, applications.Starlette)):
+        if isinstance(endpoint, routing.Router) or isinstance(getattr(endpoint, "router", None), routing.Router):
             return True
         endpoint = getattr(endpoint, "app", None)  # middleware that stands around it in the mount
         if endpoint is None:

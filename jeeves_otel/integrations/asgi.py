@@ -146,7 +146,7 @@ class _Hooks:
             if cls is not None and cls not in self._originals:
                 self._originals[cls] = cls.__call__
                 innermost = module.__name__ == "starlette.applications"
-                cls.__call__ = _measured(cls.__call__, innermost=innermost)
+                cls.__call__ = _measured(cls.__call__, innermost=innermost)  # type: ignore[method-assign]  # on purpose
 
 
 _hooks = _Hooks()

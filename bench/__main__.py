@@ -16,11 +16,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from bench.called import grpc_group
 from bench.clients import client_group, stream_group
 from bench.queried import sqlalchemy_group
 from bench.recorded import fastapi_group, http_group, llm_group
 from bench.scraped import scrape_group
-from bench.served import grpc_group
+from bench.served import served_group
 from bench.timing import measure
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ GROUPS = {
     "stream": stream_group,
     "http": http_group,
     "fastapi": fastapi_group,
+    "served": served_group,
     "grpc": grpc_group,
     "sqlalchemy": sqlalchemy_group,
     "scrape": scrape_group,

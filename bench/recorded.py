@@ -179,27 +179,28 @@ def fastapi_group() -> Group:
     """Return: one GET through a FastAPI application with one route, called as a server would."""
     loop = asyncio.new_event_loop()
     off = {"tracing": False, "metrics": False, "logs": False}
-    bare, by_hand = _application(off), _application(off)
+    bare, by_hand = native_application(off), native_application(off)
     by_hand.middleware("http")(_prom_middleware(_prom_http()))
-    plain = _PromAsgi(_application(off), _prom_http())
+    plain = _PromAsgi(native_application(off), _prom_http())
     meters, _ = jeeves_provider()
     native = {
-        name: _application({"meter_provider": provider, "tracer_provider": tracer_provider(), "logs": False})
+        name: native_application({"meter_provider": provider, "tracer_provider": tracer_provider(), "logs": False})
         for name, provider in (("stock", stock_provider()), ("ours", meters))
     }
     return Group(
         "one request through FastAPI",
         (
-            Case("no telemetry", _requests(bare, loop)),
-            Case("prometheus_client, @app.middleware, no spans", _requests(by_hand, loop)),
-            Case("prometheus_client, plain ASGI middleware, no spans", _requests(plain, loop)),
-            Case("native telemetry, stock SDK, spans at 10 %", _requests(native["stock"], loop)),
-            Case("native telemetry, jeeves_otel, spans at 10 %", _requests(native["ours"], loop)),
+            Case("no telemetry", asgi_requests(bare, loop)),
+            Case("prometheus_client, @app.middleware, no spans", asgi_requests(by_hand, loop)),
+            Case("prometheus_client, plain ASGI middleware, no spans", asgi_requests(plain, loop)),
+            Case("native telemetry, stock SDK, spans at 10 %", asgi_requests(native["stock"], loop)),
+            Case("native telemetry, jeeves_otel, spans at 10 %", asgi_requests(native["ours"], loop)),
         ),
     )
 
 
-def _application(telemetry: dict[str, Any]) -> Any:
+def native_application(telemetry: dict[str, Any]) -> Any:
+    """Return a FastAPI application with one route."""
     from fastapi import FastAPI  # noqa: PLC0415 - only where it is measured
 
     app = FastAPI(telemetry=telemetry)  # type: ignore[arg-type]  # a TypedDict there
@@ -244,7 +245,8 @@ class _PromAsgi:
             self._record(scope["method"], scope["route"].path, status, perf_counter() - start)
 
 
-def _requests(app: Any, loop: asyncio.AbstractEventLoop) -> Callable[[int], None]:
+def asgi_requests(app: Any, loop: asyncio.AbstractEventLoop) -> Callable[[int], None]:
+    """Return a run that calls *app* with one GET per event, as a server would."""
     base = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http"}
     where = {"path": "/items/7", "raw_path": b"/items/7", "query_string": b"", "root_path": "", "headers": []}
 

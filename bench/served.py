@@ -1,82 +1,70 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The competitors that serve: one unary call through an asyncio gRPC server and channel on loopback."""
+"""The competitors that measure a whole ASGI request: ours, the contrib middleware, FastAPI's own telemetry."""
 
 from __future__ import annotations
 
-import asyncio
+from asyncio import new_event_loop
 from typing import TYPE_CHECKING, Any
 
-import grpc
-
-from bench.recorded import binding, jeeves_provider, tracer_provider
+from bench.recorded import asgi_requests, jeeves_provider, native_application, stock_provider, tracer_provider
 from bench.timing import Case, Group
-from jeeves_otel.integrations import grpc as integration
+from jeeves_otel import recording
+from jeeves_otel.integrations import asgi
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
+
+    from bench.timing import Run
 
 
-def grpc_group() -> Group:
-    """Return: one unary call, client and server in one process and one event loop."""
-    loop = asyncio.new_event_loop()
-    bind = binding(jeeves_provider()[0], tracer_provider())
-    bare = _calls(loop, [], [])
-    served = _calls(loop, [integration.aio_server_interceptor()], [])
-    by_hand = _calls(loop, [integration.aio_server_interceptor()], integration.aio_client_interceptors())
-    integration.instrument()
-    wired = _calls(loop, [], [])
-    integration._wiring.disconnect()
-    integration._wiring._switch.on = True  # what has been made measures on
+def served_group() -> Group:
+    """Return: one GET with a path parameter through Starlette and FastAPI, called as a server would, spans at 10 %."""
+    from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware  # noqa: PLC0415 - only where it is measured
+
+    loop = new_event_loop()
+    meters, spans = jeeves_provider()[0], tracer_provider()
+    recording.bind(meter_provider=meters, tracer_provider=spans)
+    bound = recording._instruments, recording._tracer
+
+    def seamless() -> None:
+        asgi.uninstrument()
+
+    def seamed() -> None:
+        recording._instruments, recording._tracer = bound
+        asgi.instrument()
+
+    def case(name: str, app: Callable[..., Awaitable[Any]], prepare: Callable[[], None]) -> Case:
+        run: Run = asgi_requests(app, loop)
+        return Case(name, run, prepare)
+
+    stock: dict[str, Any] = {"meter_provider": stock_provider(), "tracer_provider": spans}
+    ours = {"meter_provider": meters, "tracer_provider": spans, "logs": False}
+    contrib: Any = OpenTelemetryMiddleware(_starlette(), exclude_spans=["send", "receive"], **stock)
+    flood: Any = OpenTelemetryMiddleware(_starlette(), **stock)
     return Group(
-        "one unary call through grpc.aio, server and client in one process",
+        "one request served, with spans at 10 %",
         (
-            Case("no telemetry", bare),
-            Case("jeeves_otel, server: metric and span at 10 %", served, bind),
-            Case("jeeves_otel, both sides: metrics and spans at 10 %", wired, bind),
-            Case("the same with interceptors by hand", by_hand, bind),
-            *_stock(loop),
+            case("Starlette, no telemetry", _starlette(), seamless),
+            case("Starlette, jeeves_otel", _starlette(), seamed),
+            case("Starlette, contrib middleware, no send and receive spans", contrib, seamless),
+            case("Starlette, contrib middleware as it comes", flood, seamless),
+            case(
+                "FastAPI, no telemetry",
+                native_application({"tracing": False, "metrics": False, "logs": False}),
+                seamless,
+            ),
+            case("FastAPI, its own telemetry, stock SDK", native_application({**stock, "logs": False}), seamless),
+            case("FastAPI, its own telemetry, jeeves_otel", native_application(ours), seamed),
         ),
     )
 
 
-def _stock(loop: asyncio.AbstractEventLoop) -> list[Case]:
-    try:
-        from opentelemetry.instrumentation.grpc import (  # noqa: PLC0415 - a competitor that need not be installed
-            aio_client_interceptors,
-            aio_server_interceptor,
-        )
-    except ImportError:
-        return []
-    spans = tracer_provider()
-    server, client = [aio_server_interceptor(spans)], aio_client_interceptors(spans)  # type: ignore[no-untyped-call]
-    return [
-        Case("contrib, server: span at 10 %", _calls(loop, server, [])),
-        Case("contrib, both sides: spans at 10 %", _calls(loop, server, client)),
-    ]
+def _starlette() -> Any:
+    from starlette.applications import Starlette  # noqa: PLC0415 - only where it is measured
+    from starlette.responses import JSONResponse  # noqa: PLC0415 - as above
+    from starlette.routing import Route  # noqa: PLC0415 - as above
 
+    async def item(request: Any) -> JSONResponse:
+        return JSONResponse({"number": int(request.path_params["number"])})
 
-def _calls(loop: asyncio.AbstractEventLoop, server: list[Any], client: list[Any]) -> Callable[[int], None]:
-    call = loop.run_until_complete(_started(server, client))
-
-    async def run(events: int) -> None:
-        for _ in range(events):
-            await call(b"x")
-
-    return lambda events: loop.run_until_complete(run(events))
-
-
-async def _started(interceptors: list[Any], client: list[Any]) -> Any:
-    async def echo(request: bytes, _: Any) -> bytes:
-        return request
-
-    server = grpc.aio.server(interceptors=interceptors)
-    handlers = {"Echo": grpc.unary_unary_rpc_method_handler(echo)}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Bench", handlers),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", interceptors=client)
-    _kept.append((server, channel))  # a server that nobody holds stops
-    return channel.unary_unary("/bench.Bench/Echo")
-
-
-_kept: list[Any] = []
+    return Starlette(routes=[Route("/items/{number}", item)])

@@ -141,12 +141,12 @@ class _Hooks:
                 self._hang(module)
 
     def _hang(self, module: ModuleType) -> None:
-        cls = getattr(module, _TARGETS[module.__name__])
+        cls = _class_of(module.__name__)
         with self._lock:
-            if cls not in self._originals:
+            if cls is not None and cls not in self._originals:
                 self._originals[cls] = cls.__call__
                 innermost = module.__name__ == "starlette.applications"
-                cls.__call__ = _measured(cls.__call__, innermost=innermost)
+                cls.__call__ = _measured(cls.__call__, innermost=innermost)  # type: ignore[method-assign]  # on purpose
 
 
 _hooks = _Hooks()
@@ -220,8 +220,23 @@ def _framework(app: object) -> str:
 
 def _is_a(app: object, module: str) -> bool:
     """Return whether *app* is an instance of the class of *module* into which the seam is hung."""
-    cls = getattr(sys.modules.get(module), _TARGETS[module], None)
+    cls = _class_of(module)
     return cls is not None and isinstance(app, cls)
+
+
+_classes: dict[str, type] = {}
+
+
+def _class_of(module: str) -> type | None:
+    """Return the class of *module* into which the seam is hung; None if it is not imported."""
+    found = _classes.get(module)
+    if found is None and module in sys.modules:
+        # The contrib package puts a subclass of its own in the place of the class.
+        offered = getattr(sys.modules[module], _TARGETS[module], object)
+        found = next((cls for cls in offered.__mro__ if cls.__module__ == module), None)
+        if found is not None:
+            _classes[module] = found
+    return found
 
 
 def _url(scope: Scope) -> str:
@@ -308,7 +323,7 @@ def _is_measured_by_others(app: object, scope: Scope) -> bool:
 
 def _has_contrib(app: object) -> bool:
     """Return whether the application or its middleware was given to opentelemetry-instrumentation-asgi."""
-    contrib = getattr(sys.modules.get(_CONTRIB), _TARGETS[_CONTRIB], None)
+    contrib = _class_of(_CONTRIB)
     if contrib is None:
         return False
     layer: Any = app

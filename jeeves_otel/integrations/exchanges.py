@@ -274,6 +274,8 @@ class Request(Exchange):
 
     def _rename_span(self, route: str | None) -> None:
         span = self.server_span()
+        if not span.is_recording():  # the contrib middleware ends it before it measures
+            return
         span.update_name(self._span_name() if route is None else f"{self._span_name()} {route}")
         if route is not None:  # an attribute cannot be taken away again
             span.set_attribute(_ROUTE, route)
@@ -281,6 +283,8 @@ class Request(Exchange):
     def _excuse_span(self) -> None:
         """Say on the span of an instrumentation that the client has left, which is no error of the service."""
         span = self.server_span()
+        if not span.is_recording():  # as above
+            return
         span.set_attribute(_ERROR, _LEFT)
         status = getattr(span, "status", None)
         if status is not None and status.status_code is StatusCode.ERROR:

@@ -27,22 +27,20 @@ def route_of(scope: Scope, path: str, root_path: str) -> str | None:
         path: ``scope["path"]`` as the server has sent it.
         root_path: ``scope["root_path"]`` as the server has sent it.
     """
-    route = scope.get("route")
-    if route is None or is_unmatched(scope):
+    if is_unmatched(scope):
         return None
-    if isinstance(route, str):  # how an application without a framework may name its route
+    route, root, now = scope.get("route"), root_path.rstrip("/"), scope.get("root_path", "")
+    if route is None and scope.get("endpoint") is None:
+        return None
+    if route is None:
+        below = _walked(scope, path, root_path, now, whole=True)
+    elif isinstance(route, str):  # how an application without a framework may name its route
         return route
-    own = _template(scope, route)
-    if own is None:
-        return None
-    now: str = scope.get("root_path", "")
-    root = root_path.rstrip("/")
-    if now in {root_path, root}:
-        return root + own or "/"
-    mounts = _mounts(scope, path, root_path, now)
-    if mounts is None:
-        return None
-    return root + mounts + (REST if _is_mount(route) else own)
+    else:
+        own = REST if hasattr(route, "routes") else _template(scope, route)
+        mounts = "" if now in {root_path, root} else _walked(scope, path, root_path, now, whole=False)
+        below = None if own is None or mounts is None else mounts + own
+    return None if below is None else root + below or "/"
 
 
 def is_unmatched(scope: Scope) -> bool:
@@ -50,11 +48,11 @@ def is_unmatched(scope: Scope) -> bool:
     endpoint = scope.get("endpoint")
     if endpoint is None:
         return False
-    routing, applications = sys.modules.get("starlette.routing"), sys.modules.get("starlette.applications")
-    if routing is None or applications is None:
+    routing = sys.modules.get("starlette.routing")
+    if routing is None:
         return False
     for _ in range(_DEEPEST):
-        if isinstance(endpoint, (routing.Router, applications.Starlette)):
+        if isinstance(endpoint, routing.Router) or isinstance(getattr(endpoint, "router", None), routing.Router):
             return True
         endpoint = getattr(endpoint, "app", None)  # middleware that stands around it in the mount
         if endpoint is None:
@@ -73,34 +71,46 @@ def _template(scope: Scope, route: object) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _mounts(scope: Scope, path: str, root_path: str, reached: str) -> str | None:
-    """Return the templates of the mounts that lead from *root_path* to *reached*; None if they cannot be told."""
+def _walked(scope: Scope, path: str, root_path: str, reached: str, *, whole: bool) -> str | None:
+    """Return the templates on the way from *root_path* to where the request was routed; None if they cannot be told.
+
+    Args:
+        scope: As for `route_of`.
+        path: As for `route_of`.
+        root_path: As for `route_of`.
+        reached: ``scope["root_path"]`` after routing.
+        whole: Whether to go on to the endpoint, because Starlette before 1.0 does not say what the route was; else as
+            far as the mounts go.
+    """
+    endpoint = scope.get("endpoint")
     probe = {**scope, "path": path, "root_path": root_path, "path_params": {}}
     probe.pop("app_root_path", None)
     found = ""
     routes: Iterable[Any] = getattr(scope.get("router"), "routes", ())
     for _ in range(_DEEPEST):
-        step = _next_mount(routes, probe, reached)
+        step = _next(routes, probe, reached, endpoint if whole else None)
         if step is None:
             return None
-        mount, child = step
-        found += getattr(mount, "path", "")  # a Host has none
-        if child.get("root_path", probe["root_path"]) == reached:
-            return found
+        route, child = step
+        if not hasattr(route, "routes"):
+            return found + getattr(route, "path_format", "")
+        found += getattr(route, "path", "")  # a Host has none
+        if child.get("root_path", probe["root_path"]) == reached and (not whole or child.get("endpoint") is endpoint):
+            return found + REST if whole else found
         probe.update(child)
-        routes = mount.routes or ()
+        routes = route.routes or ()
     return None
 
 
-def _next_mount(routes: Iterable[Any], probe: dict[str, Any], reached: str) -> tuple[Any, dict[str, Any]] | None:
+def _next(
+    routes: Iterable[Any], probe: dict[str, Any], reached: str, endpoint: object
+) -> tuple[Any, dict[str, Any]] | None:
+    """Return the first of *routes* that leads to *endpoint*, or to the root path *reached*, and what it does to the scope."""
     for route in routes:
-        if not hasattr(route, "routes"):
+        if endpoint is None and not hasattr(route, "routes"):
             continue
         match, child = route.matches(probe)
-        if match.value and reached.startswith(child.get("root_path", probe["root_path"])):
+        leads = hasattr(route, "routes") and reached.startswith(child.get("root_path", probe["root_path"]))
+        if match.value and (leads or (endpoint is not None and child.get("endpoint") is endpoint)):
             return route, child
     return None
-
-
-def _is_mount(route: object) -> bool:
-    return hasattr(route, "routes")

@@ -60,6 +60,24 @@ def test_the_line_of_the_sqlalchemy_howto_names_a_pool(tmp_path: Path) -> None:
     assert b"orders\n" == done.stdout
 
 
+def test_the_line_of_the_http_howto_measures_a_bare_application() -> None:
+    """A request counts under the route that the application names."""
+    script = blocks("docs/howto/http.md", "python")[0] + (
+        "import asyncio\n"
+        "from tests.helpers import Pipeline\n"
+        "from tests.integration.serving import call\n"
+        "from jeeves_otel import recording\n"
+        "pipeline = Pipeline()\n"
+        "recording.bind(meter_provider=pipeline.meter_provider, tracer_provider=pipeline.tracer_provider)\n"
+        "asyncio.run(call(app, '/users/canary'))\n"
+        "assert pipeline.counts_by('jeeves_http_requests_total', 'path') == {'/users/{id}': 1}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_profile_of_the_howto_has_no_finding(tmp_path: Path) -> None:
     """The example profile passes the check that the page recommends."""
     profile = tmp_path / "shop.yaml"

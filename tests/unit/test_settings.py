@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from jeeves_otel.settings import VARIABLES, Settings, describe, mask
+from jeeves_otel.settings import PROBES, VARIABLES, Settings, describe, mask
 
 
 def test_empty_environment_gives_the_documented_defaults() -> None:
@@ -125,3 +125,23 @@ def test_settings_never_show_a_secret_in_repr() -> None:
     settings, _ = Settings.from_env({"OTEL_EXPORTER_OTLP_HEADERS": "authorization=canary"})
 
     assert "canary" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "field", "value"),
+    [
+        ("JEEVES_OTEL_HTTP_EXCLUDED", "", "http_excluded", PROBES),
+        ("JEEVES_OTEL_HTTP_EXCLUDED", "None", "http_excluded", ()),
+        ("JEEVES_OTEL_HTTP_EXCLUDED", "/a, /b/*,*/c", "http_excluded", ("/a", "/b/*", "*/c")),
+        ("JEEVES_OTEL_HTTP_EXCLUDED", "health", "http_excluded", PROBES),
+        ("JEEVES_OTEL_RESPONSE_HEADERS", "false", "response_headers", False),
+        ("OTEL_PYTHON_EXCLUDED_URLS", "a.*,b", "excluded_urls", ("a.*", "b")),
+        ("OTEL_PYTHON_FASTAPI_EXCLUDED_URLS", "(", "fastapi_excluded_urls", ()),
+    ],
+)
+def test_what_is_excluded_is_paths_or_expressions(name: str, text: str, field: str, value: object) -> None:
+    """Empty means the default, `none` nothing; what is neither a path nor an expression is a finding."""
+    settings, findings = Settings.from_env({name: text})
+
+    assert value == getattr(settings, field)
+    assert (text in {"health", "("}) == bool(findings)

@@ -2,6 +2,7 @@
 """FastAPI, Starlette and a bare application in one service, as uvicorn is told to find them, without telemetry code."""
 
 import os
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -20,12 +21,12 @@ async def item(number: int) -> int:
     return number
 
 
-async def page(request):
+async def page(request: Any) -> PlainTextResponse:
     """Answer."""
     return PlainTextResponse(request.path_params["name"])
 
 
-async def bare(scope, receive, send):
+async def bare(scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG001 - the signature of ASGI
     """Answer, and name the route."""
     scope["route"] = "/bare"
     await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -38,7 +39,7 @@ app.router.routes.append(Mount("/pages", Starlette(routes=[Route("/{name}", page
 measured_bare = Middleware(bare)
 
 
-async def dispatch(scope, receive, send):
+async def dispatch(scope: Any, receive: Any, send: Any) -> None:
     """Be what stands in front, which nobody measures."""
     chosen = {"/bare": measured_bare, "/up": bare}.get(scope.get("path"), app)
     await chosen(scope, receive, send)

@@ -14,13 +14,15 @@ from threading import RLock
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    from types import FrameType, TracebackType
 
 _log = logging.getLogger("jeeves_otel")
 
 _counts: dict[str, int] = {}
 _failing: set[str] = set()
 _strict = False
+# Where the locks are: opentelemetry-sdk 1.45 aggregates and queues under them, cardinality admits values.
+_LOCKED_IN = ("opentelemetry.sdk.", "jeeves_otel.cardinality")
 # Reentrant: a signal handler of the application may record, and fail, while this thread holds it.
 _lock = RLock()
 
@@ -74,6 +76,20 @@ def swallow(site: str, error: Exception, hint: str = "") -> None:
             f"{site} failed ({_describe(error)}); {hint or 'it was skipped, and the application is not affected'}. "
             f'Further failures here are only counted, in jeeves_otel_internal_errors_total{{site="{site}"}}.'
         )
+
+
+def is_under_a_lock() -> bool:
+    """Return whether this thread may hold a lock that measuring waits for, and that cannot be taken twice.
+
+    Asked by what runs wherever garbage is collected: the end of a forgotten stream or generator. Inside a scrape it
+    would wait for itself, and every thread that measures anything for the scrape.
+    """
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001 - what inspect.currentframe is, without its import
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).startswith(_LOCKED_IN):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def note_recovery(site: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+from _thread import start_new_thread
 from enum import Enum
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
@@ -18,7 +19,7 @@ from uuid import UUID
 
 from opentelemetry import context as otel_context, trace
 
-from jeeves_otel.failsafe import failsafe, swallow
+from jeeves_otel.failsafe import failsafe, is_under_a_lock, swallow
 from jeeves_otel.layers import OpenOperation, opened, running, with_opened
 
 if TYPE_CHECKING:
@@ -129,7 +130,13 @@ class Handle:
             current = otel_context.get_current()
             if self._previous is not None and (current is self._context or self._entry.is_open_in(current)):
                 otel_context.attach(self._previous)
-        self.finish(error)
+        if isinstance(error, GeneratorExit) and is_under_a_lock():
+            # A generator that nobody has closed is being collected here. Not a `threading.Thread`: starting one takes
+            # a lock that this thread may hold too.
+            with self._end_guard:
+                start_new_thread(self.finish, (error,))
+        else:
+            self.finish(error)
         self._entry.handle = None  # contexts that outlive the operation need the entry, not what the application held
 
     def fail(self, kind: str | BaseException | type[BaseException]) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from wrapt import register_post_import_hook
 
-from jeeves_otel.failsafe import failsafe, swallow
+from jeeves_otel.failsafe import failsafe, is_under_a_lock, swallow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -283,10 +283,6 @@ def _leaving_is_success(finalize: Any) -> Any:
     return _finalize_failure
 
 
-# Whoever measures waits for locks that these modules hold, and none of them can be taken twice.
-_LOCKED_IN = ("opentelemetry.sdk.", "jeeves_otel.cardinality")
-
-
 def _not_under_a_lock(finalize: Any) -> Any:
     """End a forgotten stream in a thread of its own where this one may hold a lock that measuring needs.
 
@@ -299,7 +295,7 @@ def _not_under_a_lock(finalize: Any) -> Any:
         try:
             if self._self_finalized:
                 return
-            if _is_under_a_lock():
+            if is_under_a_lock():
                 # Not a `threading.Thread`: starting one takes a lock that this thread may hold too.
                 start_new_thread(finalize, (self,))
             else:
@@ -308,15 +304,6 @@ def _not_under_a_lock(finalize: Any) -> Any:
             pass
 
     return __del__
-
-
-def _is_under_a_lock() -> bool:
-    frame = inspect.currentframe()
-    while frame is not None:
-        if str(frame.f_globals.get("__name__")).startswith(_LOCKED_IN):
-            return True
-        frame = frame.f_back
-    return False
 
 
 _EMPTY = "_jeeves_otel_empty_chunk"

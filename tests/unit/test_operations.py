@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry import context as otel_context, trace
+from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode
 
 from jeeves_otel import (
@@ -33,6 +34,7 @@ from jeeves_otel import (
     tool,
 )
 from jeeves_otel.operations import Operation, error_type, outcome_of
+from tests.helpers import poll_until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator
@@ -1089,3 +1091,36 @@ def test_objects_that_are_called_asynchronously_are_measured_to_their_end(pipeli
     with pytest.raises(LookupError):
         asyncio.run(decorated())
     assert pipeline.counts_by("jeeves_agent_executions_total", "status") == {"error": 1}
+
+
+def test_a_generator_that_a_scrape_collects_does_not_end_in_the_scrape(pipeline: Pipeline) -> None:
+    """A scrape holds the SDK's locks: an operation that ended there would wait for itself, and everybody for it."""
+    kept: list[Any] = []
+    ended_in: list[int] = []
+
+    class Ends(SpanProcessor):
+        def on_end(self, span: Any) -> None:
+            ended_in.append(threading.get_ident())
+
+    def chunks() -> Iterator[int]:
+        with llm_call("openai", "gpt-4o"):
+            yield 1
+            yield 2
+
+    def collect_garbage(_: Any) -> list[Any]:
+        kept.clear()
+        gc.collect()
+        return []
+
+    pipeline.tracer_provider.add_span_processor(Ends())
+    pipeline.meter_provider.get_meter("test").create_observable_gauge("test.gauge", [collect_garbage])
+    for count, scraped in ((1, True), (2, False)):
+        kept.append(chunks())
+        next(kept[0])
+        if scraped:
+            pipeline.page()
+        kept.clear()
+        poll_until(lambda count=count: len(ended_in) == count, "the operation to end")
+
+    assert [ident == threading.get_ident() for ident in ended_in] == [False, True]
+    assert pipeline.counts_by("jeeves_llm_calls_total", "status") == {"success": 2}

@@ -131,8 +131,8 @@ class _Served(Call):
 
     def over(self, *_: Any) -> None:
         """End the call, if it has not ended, as grpc says that it is over: its other side has ended it."""
-        with SERVER.guard:
-            if not self.ended:
+        if not self.ended:
+            with SERVER.guard:
                 self.end(self._gone())
         if self._left:
             self.close()
@@ -375,8 +375,8 @@ class _Tasked(_Served):
 
     def over(self, *_: Any) -> None:
         """End the call as its task is over."""
-        with SERVER.guard:
-            if not self.ended:
+        if not self.ended:
+            with SERVER.guard:
                 self.end(self._gone())
         if not self._threaded or self._left:
             self.close()

@@ -237,6 +237,22 @@ def test_a_call_that_never_left_is_an_error_without_a_status(measured: Pipeline)
     assert "ValueError" == span.attributes["error.type"]
 
 
+@every_kind
+@pytest.mark.parametrize("shape", SHAPES)
+def test_no_call_outlives_its_end(play_once: Callable[..., Any], kind: Any, shape: str, measured: Pipeline) -> None:
+    """Nothing waits for the garbage collector, on either side."""
+    gc.collect()
+    gc.disable()
+    try:
+        play_once(kind(), shape, "return")
+        poll_until(lambda: len(measured.spans()) == 2, "both spans")
+        left = poll_until(lambda: [[one for one in gc.get_objects() if isinstance(one, grpc_calls.Call)]], "a look")
+    finally:
+        gc.enable()
+
+    assert [[]] == left
+
+
 # ---- interceptors of the application ---------------------------------------------------------------------------------
 
 

@@ -118,7 +118,7 @@ class _Wiring:
         import grpc  # noqa: PLC0415 - imported by the application, never by us
         import grpc.aio  # noqa: PLC0415 - as above
 
-        from jeeves_otel.integrations import grpc_client, grpc_server  # noqa: PLC0415 - as above
+        from jeeves_otel.integrations import grpc_server  # noqa: PLC0415 - as above
 
         with self._lock:
             if self._put:
@@ -128,7 +128,7 @@ class _Wiring:
             for module, kind in kinds.items():
                 self._wrap(module, "server", functools.partial(_serving, kind=kind, switch=switch))
                 for name in ("insecure_channel", "secure_channel"):
-                    self._wrap(module, name, functools.partial(_calling, measured=grpc_client.measured, switch=switch))
+                    self._wrap(module, name, functools.partial(_calling, switch=switch))
 
     def disconnect(self) -> None:
         """Take out what nobody has wrapped since, and silence the rest."""
@@ -150,13 +150,18 @@ class _Wiring:
 _wiring = _Wiring()
 
 
-def _calling(make: Callable[..., Any], measured: Callable[[Any, str, Switch], Any], switch: Switch) -> Any:
-    """Return *make* with the channel that it makes measured."""
+def _calling(make: Callable[..., Any], switch: Switch) -> Any:
+    """Return *make* with the channel that it makes measured, if none of our interceptors does that already."""
+    from jeeves_otel.integrations import grpc_client  # noqa: PLC0415 - as above
 
     def channel(*args: Any, **kwargs: Any) -> Any:
         made = make(*args, **kwargs)
-        target = args[0] if args else kwargs.get("target")
-        return measured(made, target if isinstance(target, str) else "", switch)
+        with _guard:
+            target = args[0] if args else kwargs.get("target")
+            given = [one for value in (*args, *kwargs.values()) if isinstance(value, list | tuple) for one in value]
+            if not any(isinstance(one, grpc_client.AioInterceptor) for one in given):
+                return grpc_client.measured(made, target if isinstance(target, str) else "", switch)
+        return made
 
     return channel
 

@@ -195,11 +195,12 @@ class Call:
             if code is None and error is not None:
                 kind = error_type(error)
             duration_s = perf_counter() - self.started_at
-            attributes = self._method.ended(code, kind)
-            recording.instruments().histogram(self._side.instrument).record(duration_s, attributes, self.context)
-        with self._side.guard:
-            if self.span.is_recording():
-                self._describe(code, kind, error)
+            try:
+                attributes = self._method.ended(code, kind)
+                recording.instruments().histogram(self._side.instrument).record(duration_s, attributes, self.context)
+            finally:
+                if self.span.is_recording():
+                    self._describe(code, kind, error)
         self.ended = True  # and not before: another thread may wait for this to close the span
 
     def _describe(self, code: str | None, kind: str | None, error: BaseException | None) -> None:

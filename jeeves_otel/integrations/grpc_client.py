@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _OTLP = "opentelemetry.proto.collector."  # our own telemetry on its way out, whoever sends it
 _METADATA = 2  # its position among the arguments of a call
 
-# The method of the call that is being handed down: an interceptor of ours further in leaves that one alone.
+# The method of the call that an interceptor of ours hands down: a measured channel further in leaves that one alone.
 _handed_down: ContextVar[str] = ContextVar("jeeves-grpc-call", default="")
 
 
@@ -112,15 +112,11 @@ class _Calls:
                 args, kwargs = _with_metadata(args, kwargs, call)
         if call is None:
             return make(*args, **kwargs)
-        around = _handed_down.get()
-        _handed_down.set(self._method.name)
         try:
             outcome = make(*args, **kwargs)
         except BaseException as error:
             _failed(call, error)
             raise
-        finally:
-            _handed_down.set(around)
         with CLIENT.guard:
             watch(outcome, call)
         return outcome
@@ -261,7 +257,7 @@ class _Details(grpc.ClientCallDetails):  # type: ignore[misc]  # as above
         return getattr(self._original, name)
 
 
-class _AioInterceptor:
+class AioInterceptor:
     """What the interceptors of the four arities do."""
 
     _switch = Switch()
@@ -279,42 +275,38 @@ class _AioInterceptor:
                 )
         if call is None:
             return await continuation(client_call_details, request)
-        around = _handed_down.get()
-        _handed_down.set(method_of(details.method).name)
         try:
             outcome = await continuation(details, request)
         except BaseException as error:
             _failed(call, error)
             raise
-        finally:
-            _handed_down.set(around)
         with CLIENT.guard:
             _watch_aio(outcome, call)
         return outcome
 
 
-class AioUnaryUnary(_AioInterceptor, grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]  # as above
+class AioUnaryUnary(AioInterceptor, grpc.aio.UnaryUnaryClientInterceptor):  # type: ignore[misc]  # as above
     """Measures calls that ask once and answer once."""
 
-    intercept_unary_unary = _AioInterceptor._intercept  # noqa: SLF001 - its own base
+    intercept_unary_unary = AioInterceptor._intercept  # noqa: SLF001 - its own base
 
 
-class AioUnaryStream(_AioInterceptor, grpc.aio.UnaryStreamClientInterceptor):  # type: ignore[misc]  # as above
+class AioUnaryStream(AioInterceptor, grpc.aio.UnaryStreamClientInterceptor):  # type: ignore[misc]  # as above
     """Measures calls that answer with a stream."""
 
-    intercept_unary_stream = _AioInterceptor._intercept  # noqa: SLF001 - its own base
+    intercept_unary_stream = AioInterceptor._intercept  # noqa: SLF001 - its own base
 
 
-class AioStreamUnary(_AioInterceptor, grpc.aio.StreamUnaryClientInterceptor):  # type: ignore[misc]  # as above
+class AioStreamUnary(AioInterceptor, grpc.aio.StreamUnaryClientInterceptor):  # type: ignore[misc]  # as above
     """Measures calls that ask with a stream."""
 
-    intercept_stream_unary = _AioInterceptor._intercept  # noqa: SLF001 - its own base
+    intercept_stream_unary = AioInterceptor._intercept  # noqa: SLF001 - its own base
 
 
-class AioStreamStream(_AioInterceptor, grpc.aio.StreamStreamClientInterceptor):  # type: ignore[misc]  # as above
+class AioStreamStream(AioInterceptor, grpc.aio.StreamStreamClientInterceptor):  # type: ignore[misc]  # as above
     """Measures calls that ask and answer with streams."""
 
-    intercept_stream_stream = _AioInterceptor._intercept  # noqa: SLF001 - its own base
+    intercept_stream_stream = AioInterceptor._intercept  # noqa: SLF001 - its own base
 
 
 AIO_INTERCEPTORS = (AioUnaryUnary, AioUnaryStream, AioStreamUnary, AioStreamStream)

@@ -13,6 +13,7 @@ from functools import wraps
 from math import inf
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import grpc
 from opentelemetry import context as otel_context
@@ -129,10 +130,15 @@ class _Served(Call):
         if self.ended:
             self.close()
 
+    def close(self) -> None:
+        """End the span, once, and let go of what grpc knows of the call."""
+        super().close()
+        self._servicer = None
+
     def over(self, *_: Any) -> None:
         """End the call, if it has not ended, as grpc says that it is over: its other side has ended it."""
-        with SERVER.guard:
-            if not self.ended:
+        if not self.ended:
+            with SERVER.guard:
                 self.end(self._gone())
         if self._left:
             self.close()
@@ -156,13 +162,15 @@ class _Served(Call):
         raise NotImplementedError
 
     def _code(self) -> str | None:
-        return None if self._servicer is None else status_name(self._servicer.code())
+        servicer = self._servicer
+        return None if servicer is None else status_name(servicer.code())
 
     def _gone(self) -> str:
         """Return how a call ended that its other side has ended, or the server as it stopped."""
         if perf_counter() >= self._stop.at:
             return "UNAVAILABLE"
-        remaining_s = None if self._servicer is None else self._servicer.time_remaining()
+        servicer = self._servicer
+        remaining_s = None if servicer is None else servicer.time_remaining()
         if remaining_s is None or remaining_s > _FOREVER_S:
             return "CANCELLED"
         total_s = perf_counter() - self.started_at + remaining_s
@@ -304,17 +312,18 @@ class _Threaded(_Served):
         self._servicer = servicer
         with SERVER.guard:
             servicer.add_callback(self.over)
-            cancel = servicer.cancel
+            cancel, known = type(servicer).cancel, ref(servicer)
 
             def noted() -> Any:
                 self._cancelled = True
-                return cancel()
+                return cancel(known())
 
             servicer.cancel = noted  # there is nothing to ask afterwards
         return servicer
 
     def _is_gone(self) -> bool:
-        return self._cancelled or (self._servicer is not None and not self._servicer.is_active())
+        servicer = self._servicer
+        return self._cancelled or (servicer is not None and not servicer.is_active())
 
     def _gone(self) -> str:
         return "CANCELLED" if self._cancelled else super()._gone()
@@ -352,7 +361,9 @@ class _Tasked(_Served):
         super().__init__(method, metadata, stop)
         self._garbled = False
         self._threaded = False
-        self._task: Task[Any] | None = current_task()  # grpc serves each call in a task of its own
+        # grpc serves each call in a task of its own. Its end is the one sign that a call is over which holds for every
+        # kind of handler, and which does not tie what grpc knows of the call into a cycle.
+        self._task: Task[Any] | None = current_task()
 
     def handed(self, servicer: Any) -> Any:
         """Note what grpc hands to a handler in a thread, and return what can be asked for the code that was set."""
@@ -364,19 +375,19 @@ class _Tasked(_Served):
     def awaited(self, servicer: Any) -> None:
         """Note what grpc hands to a coroutine."""
         self._servicer = servicer
-        with SERVER.guard:
-            servicer.add_done_callback(self.over)
+        if self._task is not None:
+            self._task.add_done_callback(self.over)
 
     def _watch(self) -> None:
-        """Have `over` called where grpc has no callback for it."""
+        """Have `over` called, from wherever this is called."""
         with SERVER.guard:
             if self._task is not None:
                 self._task.get_loop().call_soon_threadsafe(self._task.add_done_callback, self.over)
 
     def over(self, *_: Any) -> None:
         """End the call as its task is over."""
-        with SERVER.guard:
-            if not self.ended:
+        if not self.ended:
+            with SERVER.guard:
                 self.end(self._gone())
         if not self._threaded or self._left:
             self.close()
@@ -394,7 +405,8 @@ class _Tasked(_Served):
         return False
 
     def _code(self) -> str | None:
-        code = None if self._servicer is None else self._servicer.code()
+        servicer = self._servicer
+        code = None if servicer is None else servicer.code()
         # Here, but not in `grpc.server`, a number will do, if it is not the last one.
         name = status_of_number(code) if isinstance(code, int) and code < _UNAUTHENTICATED else status_name(code)
         return None if name == "OK" else name  # an exception is UNKNOWN all the same
@@ -403,7 +415,8 @@ class _Tasked(_Served):
         return self._task is not None and self._task.cancelling() > 0
 
     def _gone(self) -> str:
-        answered = self._servicer is not None and self._servicer.done()
+        servicer = self._servicer
+        answered = servicer is not None and servicer.done()
         code = self._code() or (self.unreadable if self._garbled else None)
         if code is not None and (answered or (self._garbled and not self._is_gone())):
             return code

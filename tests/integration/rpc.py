@@ -156,7 +156,7 @@ class Writing(Coroutines):
 @contextmanager
 def serving(service: Service, interceptors: Sequence[Any] | None = None) -> Iterator[tuple[Any, str]]:
     """Serve *service* in threads; yield the server and its address."""
-    server = grpc.server(ThreadPoolExecutor(4), interceptors=interceptors)
+    server = grpc.server(ThreadPoolExecutor(4), None, interceptors)
     server.add_generic_rpc_handlers((service,))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()

@@ -46,17 +46,17 @@ test-all: setup ## All tests on the locked versions.
 test-fast: setup ## Only the tests that start no processes.
 	$(RUN) pytest -m "not integration and not slow"
 
-# The contrib package for SQLAlchemy lags behind the SDK and would drag it back, so it stays out here. SQLAlchemy itself
+# The contrib packages for SQLAlchemy and Starlette lag behind the SDK and would drag it back, so they stay out here. SQLAlchemy itself
 # is 2.0 here and 2.1 in the lock file: both are supported.
 $(NEWEST)/.stamp: pyproject.toml uv.lock | setup
 	@$(UV) venv --quiet --clear --python $(PYTHON) $(NEWEST)
-	@VIRTUAL_ENV=$(NEWEST) $(UV) pip install --quiet --upgrade -e '.[cli,demo,genai,grpc]' 'sqlalchemy[asyncio]<2.1' aiosqlite asyncpg 'psycopg[binary]' hypothesis pytest pytest-randomly pytest-timeout
+	@VIRTUAL_ENV=$(NEWEST) $(UV) pip install --quiet --upgrade -e '.[cli,demo,genai,grpc]' 'sqlalchemy[asyncio]<2.1' aiosqlite asyncpg 'psycopg[binary]' hypothesis pytest pytest-randomly pytest-timeout websockets
 	@touch $@
 
 .PHONY: test-newest
-test-newest: $(NEWEST)/.stamp ## The tests of recording, translation, launcher and SQLAlchemy on the newest SDK, with SQLAlchemy 2.0.
+test-newest: $(NEWEST)/.stamp ## The tests of recording, translation, launcher, HTTP and SQLAlchemy on the newest SDK, with SQLAlchemy 2.0.
 	@$(NEWEST)/bin/python -c 'from importlib.metadata import version; print("newest opentelemetry-sdk:", version("opentelemetry-sdk"), "with sqlalchemy", version("sqlalchemy"))'
-	$(NEWEST)/bin/python -m pytest -m "not slow" tests/unit tests/property tests/conformance tests/contract tests/integration/test_launcher.py tests/integration/test_llm_layers.py tests/integration/test_sqlalchemy.py
+	$(NEWEST)/bin/python -m pytest -m "not slow" tests/unit tests/property tests/conformance tests/contract tests/integration/test_launcher.py tests/integration/test_llm_layers.py tests/integration/test_sqlalchemy.py tests/integration/test_http.py tests/integration/test_asgi_seam.py
 
 .PHONY: render
 render: setup ## Write everything that is generated from the registry.

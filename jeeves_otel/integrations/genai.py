@@ -176,13 +176,25 @@ class _Patch:
                 original, owners = self._applied[place]
             else:
                 # Of a class its own functions only: replacing an inherited one would hide a later change of it.
-                original, owners = (vars(owner).get(name) if inspect.isclass(owner) else getattr(owner, name)), 0
-                setattr(owner, name, self.mend(original))
+                original, owners = vars(owner).get(name), 0
+                mended = self.mend(original)
+                if not self._fits(original, mended):
+                    raise AttributeError(name)  # noqa: TRY301 - swallowed and counted below, like a missing module
+                setattr(owner, name, mended)
             self._applied[place] = original, owners + 1
         except Exception as error:  # noqa: BLE001 - another version of the instrumentation: it stays as it is
             swallow("genai.mend", error, f"{self.module}.{self.path} is not as it was in 1.3b0 and stays as it is")
             return False
         return True
+
+    @staticmethod
+    def _fits(original: Any, mended: Any) -> bool:
+        """Return whether *mended* can be called as *original* is; a property is there to be added, and nothing else."""
+        if isinstance(mended, property) or original is None:
+            return isinstance(mended, property) and original is None
+        theirs = list(inspect.signature(original).parameters)
+        ours = list(inspect.signature(mended, follow_wrapped=False).parameters)
+        return ours in (theirs, ["self", "args", "kwargs"])
 
     def undo(self) -> None:
         """Put the original back when the last owner is done with the replacement."""
@@ -271,12 +283,13 @@ def _not_while_read(finalize: Any) -> Any:
 
 def _leaving_is_success(finalize: Any) -> Any:
     """Let a consumer leave: it has got what it wanted (docs/decisions/0003-how-operations-end.md)."""
-    abandoned = import_module("opentelemetry.util.genai.stream").AbandonedStreamError
+    streams = import_module("opentelemetry.util.genai.stream")
+    abandoned, succeed = streams.AbandonedStreamError, streams._StreamTelemetry._finalize_success  # noqa: SLF001 - must be there
 
     @functools.wraps(finalize)
     def _finalize_failure(self: Any, error: BaseException) -> None:
         if isinstance(error, (abandoned, GeneratorExit)):
-            self._finalize_success()
+            succeed(self)
         else:
             finalize(self, error)
 
@@ -359,10 +372,10 @@ def _unparsed(extract: Any) -> Any:
     """Leave an answer alone whose parsing must be awaited: a coroutine that nobody awaits is a warning to the user."""
 
     @functools.wraps(extract)
-    def _set_response_properties(invocation: Any, result: Any, capture_content: bool) -> Any:  # noqa: FBT001 - theirs
+    def _set_response_properties(chat_invocation: Any, result: Any, capture_content: bool) -> Any:  # noqa: FBT001 - as theirs
         if inspect.iscoroutinefunction(getattr(result, "parse", None)):
-            return invocation
-        return extract(invocation, result, capture_content)
+            return chat_invocation
+        return extract(chat_invocation, result, capture_content)
 
     return _set_response_properties
 
@@ -389,10 +402,10 @@ def _handed_over(init: Any) -> Any:
     """
 
     @functools.wraps(init)
-    def __init__(self: Any, stream: Any, invocation: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - as theirs
-        init(self, stream, invocation, *args, **kwargs)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - as theirs
+        init(self, *args, **kwargs)
         with _start_guard:
-            invocation.suspend()
+            self._self_invocation.suspend()  # the seam, as above
 
     return __init__
 

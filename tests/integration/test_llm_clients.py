@@ -675,13 +675,25 @@ def without_mend(path: str | None) -> Iterator[None]:
         patch.apply()
 
 
-def test_an_instrumentation_that_is_built_otherwise_keeps_its_own_ways() -> None:
-    """What another version does not have is counted, and neither replaced nor needed."""
+@pytest.mark.parametrize(
+    ("module", "path", "mend"),
+    [
+        ("opentelemetry.util.genai.gone", "SyncStreamWrapper._advance", genai._watched),
+        ("opentelemetry.util.genai.stream", "Gone._advance", genai._watched),
+        ("opentelemetry.util.genai.stream", "SyncStreamWrapper._gone", genai._watched),
+        ("opentelemetry.util.genai.stream", "SyncStreamWrapper.close", genai._watched),
+        ("opentelemetry.util.genai.stream", "SyncStreamWrapper.close", genai._text_stream),
+    ],
+    ids=["no module", "no class", "no function", "other arguments", "there already"],
+)
+def test_an_instrumentation_that_is_built_otherwise_keeps_its_own_ways(module: str, path: str, mend: Any) -> None:
+    """What another version does not have, or has otherwise, is counted, and neither replaced nor added."""
     failsafe.set_strict(False)
-    patch = genai._Patch("opentelemetry.util.genai.stream", "SyncStreamWrapper.renamed.away", lambda it: it)
+    before = dict(vars(stock_streams.SyncStreamWrapper))
 
-    assert patch.apply() is False
+    assert genai._Patch(module, path, mend).apply() is False
     assert failsafe.counts() == {"genai.mend": 1}
+    assert before == dict(vars(stock_streams.SyncStreamWrapper))
 
 
 def test_a_stream_whose_chunks_cannot_be_read_reaches_the_application(

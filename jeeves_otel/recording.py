@@ -21,7 +21,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal
 
-from opentelemetry import metrics, trace
+from opentelemetry import context as otel_context, metrics, trace
 from opentelemetry.trace import SpanKind
 
 from jeeves_otel.failsafe import failsafe
@@ -46,6 +46,8 @@ LlmOperation = Literal["chat", "text_completion", "generate_content", "embedding
 _SCOPE = "jeeves_otel"
 _OPERATION_DURATION = "gen_ai.client.operation.duration"
 _TOKEN_USAGE = "gen_ai.client.token.usage"  # noqa: S105 - the name of a metric
+# The key of the SDK's exporters, and the one that instrumentations used before it.
+SUPPRESSED = (otel_context._SUPPRESS_INSTRUMENTATION_KEY, "suppress_instrumentation")  # noqa: SLF001 - has no public name yet
 _HEALTH = {"healthy": 1.0, "degraded": 0.5, "failed": 0.0}
 
 
@@ -76,6 +78,12 @@ def observe(name: str, source: LevelSource) -> None:
     """Ask *source* at each collection for the values of the observed instrument *name*, whatever is bound."""
     _sources.append((name, source))
     _instruments.levels(name).watch(source)
+
+
+def is_suppressed(context: Context | None = None) -> bool:
+    """Return whether what happens in *context* (default: the current one) is telemetry on its way out, not to be measured."""
+    found = otel_context.get_current() if context is None else context
+    return any(found.get(key) for key in SUPPRESSED)
 
 
 def bind(

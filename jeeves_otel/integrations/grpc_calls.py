@@ -51,8 +51,6 @@ _CODES = [
 _NAMES = frozenset(_CODES)
 _MOST_METHODS = 1_000
 _MOST_LETTERS = 128  # of a method that nobody knows
-# The key of the SDK's exporters, and the one that instrumentations used before it.
-_SUPPRESSED = (otel_context._SUPPRESS_INSTRUMENTATION_KEY, "suppress_instrumentation")  # noqa: SLF001 - has no public name yet
 
 
 class Switch:
@@ -153,11 +151,6 @@ def status_name(code: object) -> str | None:
 def status_of_number(number: int) -> str:
     """Return the name of the status *number*."""
     return _CODES[number] if 0 <= number < len(_CODES) else "UNKNOWN"
-
-
-def suppressed(context: Context) -> bool:
-    """Return whether what happens in *context* is telemetry on its way out, which is not measured."""
-    return any(context.get(key) for key in _SUPPRESSED)
 
 
 class Call:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from opentelemetry import context as otel_context
 
-from jeeves_otel.integrations.grpc_calls import CLIENT, Call, Method, Switch, method_of, sent, status_name, suppressed
+from jeeves_otel import recording
+from jeeves_otel.integrations.grpc_calls import CLIENT, Call, Method, Switch, method_of, sent, status_name
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -30,7 +31,12 @@ _handed_down: ContextVar[str] = ContextVar("jeeves-grpc-call", default="")
 def _begun(method: Method, switch: Switch) -> Call | None:
     """Return a call of *method* that has begun; None if it is not to be measured."""
     current = otel_context.get_current()
-    if not switch.on or _handed_down.get() == method.name or method.name.startswith(_OTLP) or suppressed(current):
+    if (
+        not switch.on
+        or _handed_down.get() == method.name
+        or method.name.startswith(_OTLP)
+        or recording.is_suppressed(current)
+    ):
         return None
     return Call(CLIENT, method, current)
 

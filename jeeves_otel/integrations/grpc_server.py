@@ -18,6 +18,7 @@ from weakref import ref
 import grpc
 from opentelemetry import context as otel_context
 
+from jeeves_otel import recording
 from jeeves_otel.integrations.grpc_calls import (
     SERVER,
     Call,
@@ -26,7 +27,6 @@ from jeeves_otel.integrations.grpc_calls import (
     received,
     status_name,
     status_of_number,
-    suppressed,
 )
 
 if TYPE_CHECKING:
@@ -280,7 +280,7 @@ class _Interceptor:
         self._stop = stop or Stop()
 
     def _begun(self, details: Any) -> Any:
-        if self._switch.on and not suppressed(otel_context.get_current()):
+        if self._switch.on and not recording.is_suppressed():
             with SERVER.guard:
                 call = self.kind(details.method, details.invocation_metadata, self._stop)
                 call.enter()

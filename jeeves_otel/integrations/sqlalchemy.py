@@ -17,7 +17,6 @@ from time import perf_counter, time_ns
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
-from opentelemetry.context import get_value
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
 from wrapt import register_post_import_hook
 
@@ -38,7 +37,6 @@ _OLDEST = 2  # major version
 _MOST_NAMES = 64  # pool names that one process gives; an engine per tenant must not make a series per tenant
 _SHORT_NAME = re.compile(r"[\w.-]{1,64}")
 _LONGEST_TEXT = 4_096
-_SUPPRESSED = "suppress_instrumentation"  # the key under which OpenTelemetry's own exporters switch us off
 _RUNNING = "_jeeves_otel_running"
 
 # Names of SQLAlchemy's dialects to values of db.system.name. Source: semantic conventions 1.44, registry database.
@@ -476,7 +474,7 @@ def _before(conn: Any, cursor: Any, statement: str, parameters: Any, context: An
                 return
             watched = _watch(conn.engine)
         operation = operation_of(statement)
-        if operation in TRANSACTION_CONTROL or get_value(_SUPPRESSED):
+        if operation in TRANSACTION_CONTROL or recording.is_suppressed():
             return
         name, attributes = watched.span(dialect, operation)
         span = recording.tracer().start_span(name, kind=SpanKind.CLIENT, attributes=attributes)

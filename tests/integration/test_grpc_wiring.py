@@ -494,7 +494,7 @@ def test_exemplars_of_both_sides_are_the_spans_of_the_call(
 # ---- what is left alone ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", grpc_calls._SUPPRESSED)
+@pytest.mark.parametrize("key", recording.SUPPRESSED)
 def test_suppressed_calls_are_not_measured_and_carry_nothing(key: str, measured: Pipeline) -> None:
     """Who suppresses instrumentation, as exporters do, is left alone; the server, which cannot know, counts it."""
     carried: list[Any] = []

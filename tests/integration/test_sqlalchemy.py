@@ -17,7 +17,7 @@ from sqlalchemy import Engine, bindparam, create_engine, event, exc, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool, QueuePool, SingletonThreadPool, StaticPool
 
-from jeeves_otel import failsafe, pipeline as pipeline_run
+from jeeves_otel import failsafe, pipeline as pipeline_run, recording
 from jeeves_otel.integrations import sqlalchemy as integration
 from tests.helpers import poll_until
 from tests.integration.databases import DATABASE, Database, postgresql, server_binaries
@@ -603,9 +603,10 @@ def test_a_sqlalchemy_before_2_is_left_alone(monkeypatch: pytest.MonkeyPatch) ->
     assert failsafe.counts() == {"sqlalchemy.instrument": 1}
 
 
-def test_a_suppressed_statement_is_not_measured(database: Database, measured: Pipeline) -> None:
+@pytest.mark.parametrize("key", recording.SUPPRESSED)
+def test_a_suppressed_statement_is_not_measured(key: str, database: Database, measured: Pipeline) -> None:
     """Who suppresses instrumentation, as exporters do, is left alone."""
-    token = otel_context.attach(otel_context.set_value("suppress_instrumentation", True))
+    token = otel_context.attach(otel_context.set_value(key, True))
     try:
         database.play(_run("SELECT 1"))
     finally:

@@ -16,7 +16,8 @@ import urllib.request
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
 START_S = 60.0
@@ -58,13 +59,7 @@ class Child:
         Raises:
             ChildError: The process ended, or has not answered within a minute.
         """
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline:
-            self.check()
-            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2):  # noqa: S310 - loopback
-                return
-            time.sleep(0.05)
-        raise ChildError(f"{self.name} does not answer at {url} after {START_S:g} s.\n{self.tail()}")
+        self._wait(lambda: urllib.request.urlopen(url, timeout=2), f"answer at {url}")  # noqa: S310 - loopback
 
     def wait_until_listening(self, port: int) -> None:
         """Return as soon as the process listens on *port* of the loopback interface.
@@ -72,13 +67,16 @@ class Child:
         Raises:
             ChildError: The process ended, or does not listen within a minute.
         """
+        self._wait(lambda: socket.create_connection(("127.0.0.1", port), timeout=2), f"listen on port {port}")
+
+    def _wait(self, reach: Callable[[], AbstractContextManager[object]], what: str) -> None:
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
             self.check()
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2):
+            with contextlib.suppress(OSError), reach():
                 return
             time.sleep(0.05)
-        raise ChildError(f"{self.name} does not listen on port {port} after {START_S:g} s.\n{self.tail()}")
+        raise ChildError(f"{self.name} does not {what} after {START_S:g} s.\n{self.tail()}")
 
     def check(self) -> None:
         """Raise `ChildError` if the process has ended."""

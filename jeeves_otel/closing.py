@@ -12,7 +12,9 @@ import logging
 import os
 from threading import Event, Thread
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from wrapt import register_post_import_hook
 
 from jeeves_otel.failsafe import failsafe
 
@@ -37,7 +39,15 @@ class Closer:
         self._done = {name: Event() for name in stops}
         for name, stop in stops.items():
             Thread(target=self._wait, args=(name, stop), name=f"jeeves-otel-close-{name}", daemon=True).start()
+        self._closing = self._closed = False
+        self._after: Callable[[], None] | None = None
         atexit.register(self.close)
+        register_post_import_hook(self._close_in_children, "multiprocessing.util")
+
+    def _close_in_children(self, util: Any) -> None:
+        """Close at the end of a process that multiprocessing has started, which leaves without `atexit`."""
+        with failsafe("shutdown.children"):
+            util.register_after_fork(self, lambda closer: util.Finalize(closer, closer.close))  # also after a spawn
 
     def _wait(self, name: str, stop: Callable[[], None]) -> None:
         self._asked.wait()
@@ -47,11 +57,23 @@ class Closer:
 
     def close(self) -> None:
         """Stop everything, wait for it as long as is allowed, and say what has not ended."""
-        if self._asked.is_set() or os.getpid() != self._pid:
+        if self._closing or os.getpid() != self._pid:
             return  # the threads of a parent do not exist in its forked child
+        self._closing = True
         self._asked.set()
         deadline = monotonic() + self._timeout_s
         late = [name for name, done in self._done.items() if not done.wait(max(0.0, deadline - monotonic()))]
         if late:
             with failsafe("shutdown.report"):
                 _log.warning("the last %s were not delivered within %g s", " and ".join(late), self._timeout_s)
+        self._closed = True
+        if self._after is not None:
+            self._after()
+
+    def is_closing(self) -> bool:
+        """Return whether `close` is at work in this thread or another."""
+        return self._closing and not self._closed
+
+    def then(self, after: Callable[[], None]) -> None:
+        """Call *after* at the end of the `close` that is at work."""
+        self._after = after

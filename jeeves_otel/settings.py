@@ -113,6 +113,7 @@ class Settings:
     fastapi_excluded_urls: tuple[str, ...] = ()
     starlette_excluded_urls: tuple[str, ...] = ()
     exit_timeout_s: float = 2.0
+    flush_on_sigterm: bool = True
     strict: bool = False
 
     @classmethod
@@ -370,6 +371,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("JEEVES_OTEL_HTTP_EXCLUDED", "http_excluded", _paths, "a list of paths", ",".join(PROBES), "Paths of requests of which neither spans nor metrics are made, separated by commas; * stands for any text, a slash at the end does not matter, none excludes nothing."),
     Variable("JEEVES_OTEL_RESPONSE_HEADERS", "response_headers", _truth, "true or false", "true", "Whether HTTP responses carry X-Trace-ID and X-Span-ID of the server's span, sampled or not; those that the application sets itself stay."),
     Variable("JEEVES_OTEL_EXIT_TIMEOUT", "exit_timeout_s", _milliseconds, "a time in milliseconds", "2000", "Time that telemetry may take when the process exits, in milliseconds; what is not delivered by then is lost, and said."),
+    Variable("JEEVES_OTEL_FLUSH_ON_SIGTERM", "flush_on_sigterm", _truth, "true or false", "true", "Whether SIGTERM, where the application does not handle it, is let through only when telemetry is delivered or its time is over."),
     Variable("JEEVES_OTEL_STRICT", "strict", _truth, "true or false", "false", "Re-raise failures of the telemetry instead of swallowing them. For tests of the telemetry itself, never in production."),
     Variable("OTEL_SDK_DISABLED", "sdk_disabled", _standard_truth, "true or false", "false", "Turns all telemetry off."),
     Variable("OTEL_TRACES_EXPORTER", "traces_exporters", _exporters, "a list", "otlp", "Where spans go: otlp, console, none, or any installed exporter."),

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flush before SIGTERM ends the process, as containers are stopped.
+
+In: a `Closer`. Out: the default of SIGTERM, after telemetry has been delivered or its time is over. An application that
+has a handler of its own ends by itself, and `closing` runs at its exit; servers that handle the signal, stop, and raise it
+again (uvicorn) come here the second time.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from jeeves_otel.closing import Closer
+
+# What the interrupted thread may hold a lock of, that delivery needs.
+_LOCKING = ("jeeves_otel", "logging", "opentelemetry", "queue", "threading")
+_RETRIES = 5  # a thread that waits for ever inside `threading` is interrupted all the same
+_RETRY_S = 0.01
+
+
+def flush_before_termination(closer: Closer) -> None:
+    """Let SIGTERM, where nobody handles it, run *closer* first; only the main thread can arrange that."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _Handler(closer))
+
+
+class _Handler:
+    """What SIGTERM calls. Takes no lock that the interrupted thread may hold.
+
+    Args:
+        closer: What is to be closed first.
+    """
+
+    def __init__(self, closer: Closer) -> None:
+        self._closer = closer
+        self._retries = 0
+        self._process = os.getpid()
+        # Started now: a handler that starts a thread would wait for a lock of `threading`.
+        self._wake, self._waked = os.pipe()
+        threading.Thread(target=self._deliver_again, name="jeeves-otel-terminate", daemon=True).start()
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Close telemetry and let the signal have its default, now or, if a lock may be held, a moment later."""
+        if os.getpid() == self._process:
+            if self._closer.is_closing():
+                self._closer.then(lambda: _by_default(number))
+                return
+            if self._retries < _RETRIES and _may_hold_a_lock(frame):
+                self._retries += 1
+                os.write(self._waked, bytes([number]))
+                return
+            self._closer.close()
+        _by_default(number)
+
+    def _deliver_again(self) -> None:
+        while number := os.read(self._wake, 1):
+            threading.Event().wait(_RETRY_S)
+            os.kill(self._process, number[0])
+
+
+def _may_hold_a_lock(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").partition(".")[0] in _LOCKING:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _by_default(number: int) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)

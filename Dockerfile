@@ -1,4 +1,4 @@
-# The demo service with its instrumentation; with another command, the model server that it talks to.
+# The gateway of the demo with its instrumentation; with other commands, its kernel and the model server.
 FROM python:3.11.13-slim-bookworm AS build
 
 RUN pip install --no-cache-dir uv==0.13.8
@@ -29,10 +29,8 @@ ENV PATH=/opt/jeeves/bin:$PATH \
 
 USER 10001:10001
 WORKDIR /var/lib/jeeves
-EXPOSE 8000 9090
-
-# SIGTERM would end Python without its exit handlers once the server has closed; with SIGINT they run, and flush telemetry.
-STOPSIGNAL SIGINT
+# Service, its page, and that of the kernel beside it.
+EXPOSE 8000 9090 9091
 
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]

@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -103,14 +104,16 @@ async def _unavailable(error: ModelUnavailableError, context: grpc.aio.ServicerC
 
 
 async def serve(port: int) -> None:
-    """Serve on *port* of the loopback interface until cancelled."""
+    """Serve on *port* of the loopback interface until cancelled, or asked to stop by SIGTERM."""
     model, store = LanguageModel(), Store(os.environ.get("DATABASE_URL", "sqlite:///jeeves-demo.db"))
     server = grpc.aio.server()
     server.add_generic_rpc_handlers((Kernel(model, Assistant(model, store)).handlers(),))
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
+    stopped = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     try:
-        await server.wait_for_termination()
+        await stopped.wait()
     finally:
         await server.stop(GRACE_S)
         store.close()

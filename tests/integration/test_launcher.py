@@ -117,13 +117,13 @@ def test_start_is_said_in_two_lines_that_name_every_output_and_every_owner() -> 
     port = free_port()
     with launched("events.py", METRICS_PORT=str(port)) as app:
         app.wait_ready()
-        log = app.log
+        log, lines = app.log, app.lines
 
     assert f"metrics → http://127.0.0.1:{port}/metrics" in log
     assert "metrics (views) → OTLP http/protobuf http://localhost:4318 every 15 s" in log
     assert "traces (10 % sampled) → OTLP http/protobuf http://localhost:4318" in log
     assert "openai, sqlalchemy, starlette, threads by jeeves-otel" in log
-    assert len(app.lines) == 2
+    assert len(lines) == 2
 
 
 def test_busy_port_leaves_the_application_running_and_says_so_once() -> None:

@@ -82,9 +82,19 @@ def test_the_command_of_the_image_starts_with_the_launcher() -> None:
     assert "jeeves_otel.demo.service:app" in command
 
 
-def test_the_image_stops_in_a_way_that_flushes_telemetry() -> None:
-    """SIGINT, after which exit handlers run."""
-    assert ("STOPSIGNAL", "SIGINT") in _last_stage()
+def test_the_image_stops_as_every_other() -> None:
+    """By SIGTERM, which delivers telemetry first: see test_termination."""
+    assert "STOPSIGNAL" not in {word for word, _ in _last_stage()}
+
+
+def test_kernel_and_gateway_stand_in_one_network_and_find_each_other() -> None:
+    """With the defaults of both, and a page for each."""
+    services = _compose()["services"]
+
+    assert "service:gateway" == services["kernel"]["network_mode"]
+    assert ["opentelemetry-instrument", "python", "-m", "jeeves_otel.demo.kernel"] == services["kernel"]["command"]
+    assert "9091" == services["kernel"]["environment"]["METRICS_PORT"]
+    assert "KERNEL_ADDRESS" not in _names_in_use()
 
 
 def test_everything_that_the_image_copies_exists_and_is_not_ignored() -> None:

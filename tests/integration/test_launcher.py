@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 import urllib.error
@@ -468,6 +469,16 @@ def test_query_strings_and_texts_of_exceptions_do_not_leave_in_spans(http_receiv
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
+def test_log_records_name_their_trace_and_span_for_any_format() -> None:
+    """Outside of a trace they are 0, so a format that names them never fails."""
+    with launched("logs.py", METRICS_PORT="0", OTEL_TRACES_EXPORTER="none") as app:
+        app.wait_ready()
+    outside, inside = app.out[:2]
+
+    assert outside == "0 0 outside\n"
+    assert re.fullmatch(r"[0-9a-f]{32} [0-9a-f]{16} inside\n", inside)
+
+
 def test_page_is_served_over_ipv6() -> None:
     """An address of either family can be given."""
     port = free_port()

@@ -7,8 +7,9 @@ import sys
 from jeeves_otel import pipeline
 
 logging.basicConfig(stream=sys.stdout, format="%(otelTraceID)s %(otelSpanID)s %(message)s")
-logging.warning("outside")
+log = logging.getLogger("app")
+log.warning("outside")
 with pipeline("chat"):
-    logging.warning("inside")
+    log.warning("inside")
 print("ready", flush=True)
 sys.stdin.read()

@@ -33,7 +33,8 @@ STANDARD_NUMBERS = tuple(
     )
 )  # fmt: skip
 MASK = "***"
-_SECRET = re.compile(r"HEADERS|TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL", re.IGNORECASE)
+# The setting about the headers of responses is a switch.
+_SECRET = re.compile(r"(?<!JEEVES_OTEL_RESPONSE_)HEADERS|TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL", re.IGNORECASE)
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
 _QUERY = re.compile(r"(?<=://)([^?\s]*)\?\S*")
 _STANDARD_EXPORTERS = ("otlp", "console", "prometheus", "none")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from fnmatch import translate
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jeeves_otel.documents import Finding, Place, read
 
@@ -150,6 +150,12 @@ class Content:
             if len(self._known) < _MOST_KEYS:
                 self._known[key] = known
         return known
+
+    def kept(self, key: str, value: Any) -> Any:
+        """Return what of *value* may leave as the attribute *key*, None if nothing may."""
+        if self.drops(key):
+            return None
+        return value if value is None or key not in self.cut else without_query(str(value))
 
     def masked(self, text: str) -> str:
         """Return *text* with ``***`` for what the user's patterns match."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from opentelemetry.metrics import Observation
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 
 from jeeves_otel.content import Content, Rules, asked_by, kinds, read_rules, without_query
@@ -182,3 +183,16 @@ def test_measurements_lose_attributes_that_hold_content(name: str, pipeline: Pip
     assert data is not None
     assert "canary" not in data.to_json()
     assert ("kept" in data.to_json()) is (name == "a.library.duration")
+
+
+@pytest.mark.parametrize("key", ["url.full", "http.url", "http.target"])
+def test_urls_of_measurements_lose_their_query(key: str, pipeline: Pipeline) -> None:
+    """As those of spans do, whether an instrument is called or calls back."""
+    meter = pipeline.meter_provider.get_meter("library")
+    attributes = {key: "http://user:canary@host/path?q=canary"}
+    meter.create_histogram("a.library.duration", "s").record(1, attributes)
+    meter.create_observable_gauge("a.library.level", [lambda _: [Observation(1, attributes)]])
+    data = pipeline.reader.get_metrics_data()
+
+    assert data is not None
+    assert (2, 0) == (data.to_json().count(f'"{key}": "http://host/path"'), data.to_json().count("canary"))

@@ -176,7 +176,7 @@ class Content:
 
 def without_query(url: str) -> str:
     """Return *url* without query, fragment and user information."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "", re.split(r"[?#]", url, maxsplit=1)[0])
+    return re.sub(r"(?<=://)[^/\s]+@", "", re.split(r"[?#]", url, maxsplit=1)[0])
 
 
 def _all(lists: Iterable[tuple[str, ...]]) -> list[str]:

@@ -35,7 +35,7 @@ STANDARD_NUMBERS = tuple(
 MASK = "***"
 # The setting about the headers of responses is a switch.
 _SECRET = re.compile(r"(?<!JEEVES_OTEL_RESPONSE_)HEADERS|TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL", re.IGNORECASE)
-_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+_USERINFO = re.compile(r"(?<=://)[^/\s]+@")
 _QUERY = re.compile(r"(?<=://)([^?\s]*)\?\S*")
 _STANDARD_EXPORTERS = ("otlp", "console", "prometheus", "none")
 _LONGEST_MS = 86_400_000

@@ -100,6 +100,7 @@ def test_every_content_attribute_of_the_genai_convention_is_known() -> None:
 def test_urls_lose_query_fragment_and_user_information() -> None:
     """Scheme, host, port and path stay."""
     assert without_query("https://me:secret@host:8443/a/b?x=canary#y") == "https://host:8443/a/b"
+    assert without_query("https://me:se@cret@host/a") == "https://host/a"
     assert without_query("/a/b?x") == "/a/b"
     assert without_query("http://host/@home") == "http://host/@home"
 

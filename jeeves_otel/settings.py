@@ -133,7 +133,8 @@ class Settings:
                 findings.append(
                     Finding("malformed-setting", where, message, f"{error}; going on with {variable.default or 'none'}")
                 )
-        values.setdefault("content", asked_by(environ))
+        if not environ.get("JEEVES_OTEL_CONTENT", "").strip():  # a malformed value keeps everything back
+            values["content"] = asked_by(environ)
         if environ.get("OTEL_PROPAGATORS", "").strip():
             values.setdefault("baggage", ("*",))  # who names the propagators has asked for what they do
         if "metrics_port" not in values:

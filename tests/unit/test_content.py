@@ -176,6 +176,14 @@ def test_setting_names_kinds(text: str, kinds_in_force: tuple[str, ...], finding
     assert (settings.content, len(found)) == (kinds_in_force, findings)
 
 
+def test_a_mistake_in_the_setting_is_no_reason_to_ask_the_standard_variables() -> None:
+    """The line says that nothing leaves."""
+    standard = {"OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "span_only"}
+    settings, found = Settings.from_env({"JEEVES_OTEL_CONTENT": "promts", **standard})
+
+    assert ((), 1) == (settings.content, len(found))
+
+
 @pytest.mark.parametrize("name", ["a.library.duration", "gen_ai.client.operation.duration"])
 def test_measurements_lose_attributes_that_hold_content(name: str, pipeline: Pipeline) -> None:
     """Of instruments that are mapped and of those that nobody knows."""

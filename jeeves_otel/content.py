@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from fnmatch import translate
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jeeves_otel.documents import Finding, Place, read
 
@@ -151,6 +151,12 @@ class Content:
                 self._known[key] = known
         return known
 
+    def kept(self, key: str, value: Any) -> Any:
+        """Return what of *value* may leave as the attribute *key*, None if nothing may."""
+        if self.drops(key):
+            return None
+        return value if value is None or key not in self.cut else without_query(str(value))
+
     def masked(self, text: str) -> str:
         """Return *text* with ``***`` for what the user's patterns match."""
         for pattern in self.rules.mask:
@@ -170,7 +176,7 @@ class Content:
 
 def without_query(url: str) -> str:
     """Return *url* without query, fragment and user information."""
-    return re.sub(r"(?<=://)[^/@\s]+@", "", re.split(r"[?#]", url, maxsplit=1)[0])
+    return re.sub(r"(?<=://)[^/\s]+@", "", re.split(r"[?#]", url, maxsplit=1)[0])
 
 
 def _all(lists: Iterable[tuple[str, ...]]) -> list[str]:

@@ -9,7 +9,12 @@ asks it whether anything of the request is kept at all.
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import context as otel_context
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
 
 # What a request counts as where another status was sent, or none.
 OUTCOME = "jeeves.http.status_code"
@@ -18,6 +23,8 @@ CUT_SHORT = 500  # the response had begun, and an error kept it from ending
 
 # Not in the context of OpenTelemetry: FastAPI's own telemetry begins a new one from what came in (0.142 to 0.165).
 _current: ContextVar[OpenRequest | None] = ContextVar("jeeves-inbound-request", default=None)
+# In it all the same for requests that are excluded: threads and pools get that context, and no other variable.
+_EXCLUDED = otel_context.create_key("jeeves-excluded-request")
 
 
 class OpenRequest:
@@ -64,6 +71,17 @@ def inbound_request() -> OpenRequest | None:
     """Return the request that is being served here, or None."""
     request = _current.get()
     return None if request is None or request.ended else request
+
+
+def with_excluded(request: OpenRequest, context: Context) -> Context:
+    """Return *context* in which the spans of *request*, which is excluded, are left out in other threads too."""
+    return otel_context.set_value(_EXCLUDED, request, context)
+
+
+def is_excluded(context: Context | None) -> bool:
+    """Return whether a span that begins here, in *context* (default: the current one), is part of an excluded request."""
+    request = inbound_request() or otel_context.get_value(_EXCLUDED, context)
+    return isinstance(request, OpenRequest) and request.excluded and not request.ended
 
 
 def enter(request: OpenRequest) -> OpenRequest | None:

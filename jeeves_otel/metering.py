@@ -150,7 +150,7 @@ def _preparers(
 
 
 def _bounder(bounds: tuple[tuple[str, Bound], ...], content: Content) -> Prepare:
-    """Bound the attributes that *bounds* names; of the others, leave out what *content* keeps back."""
+    """Bound the attributes that *bounds* names; of the others, leave out or cut what *content* keeps back."""
     bounded = {key: (bound.admitted, bound.admit) for key, bound in bounds}
 
     def prepare(attributes: Any, context: Context | None, amount: float) -> Any:  # noqa: ARG001 - one shape for all
@@ -159,8 +159,9 @@ def _bounder(bounds: tuple[tuple[str, Bound], ...], content: Content) -> Prepare
         changed: dict[str, Any] = {}
         for key, value in attributes.items():
             if key not in bounded:
-                if content.drops(key):
-                    changed[key] = None
+                kept = content.kept(key, value)
+                if kept is not value:
+                    changed[key] = kept
                 continue
             if value is None:
                 continue

@@ -70,8 +70,8 @@ class Redactor:
 
     def _event(self, event: Event) -> Event:
         attributes = event.attributes or {}
-        kept = self._attributes(attributes)
-        return event if kept is attributes else Event(event.name, kept, event.timestamp)
+        kept, name = self._attributes(attributes), self._text(event.name)
+        return event if kept is attributes and name == event.name else Event(name, kept, event.timestamp)
 
     def _link(self, link: Link) -> Link:
         attributes = link.attributes or {}
@@ -83,9 +83,9 @@ class Redactor:
         if described is None:
             return span.status
         if not self._content.statuses and described != (span.attributes or {}).get("error.type"):
-            return Status(span.status.status_code, _error_type(span))
-        text = self._text(described)
-        return span.status if text == described else Status(span.status.status_code, text)
+            described = _error_type(span)
+        text = None if described is None else self._text(described)
+        return span.status if text == span.status.description else Status(span.status.status_code, text)
 
     def _log(self, readable: ReadableLogRecord) -> ReadableLogRecord:
         record = readable.log_record

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.sampling import (
 )
 
 from jeeves_otel.documents import did_you_mean
-from jeeves_otel.inbound import inbound_request
+from jeeves_otel.inbound import is_excluded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -81,8 +81,7 @@ class WithoutExcluded(Sampler):
         trace_state: TraceState | None = None,
     ) -> SamplingResult:
         """See `Sampler`."""
-        request = inbound_request()
-        sampler = self._inner if request is None or not request.excluded else ALWAYS_OFF
+        sampler = ALWAYS_OFF if is_excluded(parent_context) else self._inner
         return sampler.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
 
     def get_description(self) -> str:

@@ -33,8 +33,9 @@ STANDARD_NUMBERS = tuple(
     )
 )  # fmt: skip
 MASK = "***"
-_SECRET = re.compile(r"HEADERS|TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL", re.IGNORECASE)
-_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+# The setting about the headers of responses is a switch.
+_SECRET = re.compile(r"(?<!JEEVES_OTEL_RESPONSE_)HEADERS|TOKEN|SECRET|PASSWORD|API_?KEY|CREDENTIAL", re.IGNORECASE)
+_USERINFO = re.compile(r"(?<=://)[^/\s]+@")
 _QUERY = re.compile(r"(?<=://)([^?\s]*)\?\S*")
 _STANDARD_EXPORTERS = ("otlp", "console", "prometheus", "none")
 _LONGEST_MS = 86_400_000
@@ -133,7 +134,8 @@ class Settings:
                 findings.append(
                     Finding("malformed-setting", where, message, f"{error}; going on with {variable.default or 'none'}")
                 )
-        values.setdefault("content", asked_by(environ))
+        if not environ.get("JEEVES_OTEL_CONTENT", "").strip():  # a malformed value keeps everything back
+            values["content"] = asked_by(environ)
         if environ.get("OTEL_PROPAGATORS", "").strip():
             values.setdefault("baggage", ("*",))  # who names the propagators has asked for what they do
         if "metrics_port" not in values:

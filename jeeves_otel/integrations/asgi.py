@@ -22,7 +22,7 @@ from opentelemetry import context as otel_context
 from wrapt import register_post_import_hook
 
 from jeeves_otel.failsafe import failsafe
-from jeeves_otel.inbound import OpenRequest, enter, leave
+from jeeves_otel.inbound import OpenRequest, enter, leave, with_excluded
 from jeeves_otel.integrations.exchanges import FASTAPI, Connection, Exchange, Request, header
 from jeeves_otel.settings import Settings
 
@@ -259,6 +259,7 @@ async def _serve(call: App, app: object, scope: Scope, receive: Receive, send: S
     around, previous = enter(request), otel_context.get_current()
     try:
         if not isinstance(request, Exchange):
+            otel_context.attach(with_excluded(request, previous))
             return await call(scope, receive, send)
         otel_context.attach(request.context)
         return await _through(call, request)

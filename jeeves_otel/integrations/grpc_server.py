@@ -84,6 +84,7 @@ class _Served(Call):
     """
 
     unreadable = "INTERNAL"  # what grpc answers where a message cannot be deserialized or serialized
+    iterates = False  # whether grpc takes any iterable from a blocking handler, such as a list; else iterators only
 
     def __init__(self, method: str | bytes, metadata: Any, stop: Stop) -> None:
         super().__init__(SERVER, method_of(method), received(metadata))
@@ -246,9 +247,11 @@ def _blocking(behavior: Any, call: _Served, streams: bool, waits: bool) -> Any: 
 
 
 def _responses(responses: Any, call: _Served) -> Iterator[Any]:
-    """Yield what *responses* yields, which is what grpc would do with it: no `iter`, and closed when it is dropped."""
+    """Yield what *responses* yields, which is what grpc would do with it: closed when it is dropped."""
     call.enter()
     try:
+        if call.iterates:
+            responses = iter(responses)
         while True:
             try:
                 response = next(responses)
@@ -356,6 +359,7 @@ class _Tasked(_Served):
     """A call that is served by a task of ``grpc.aio.server``, which may hand it to a thread."""
 
     unreadable = "UNKNOWN"
+    iterates = True
 
     def __init__(self, method: str | bytes, metadata: Any, stop: Stop) -> None:
         super().__init__(method, metadata, stop)

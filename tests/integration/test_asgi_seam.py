@@ -10,6 +10,7 @@ import logging
 import subprocess
 import sys
 import types
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,7 +26,7 @@ from starlette.routing import Mount, Route
 
 from jeeves_otel import failsafe, record_http_request
 from jeeves_otel.inbound import inbound_request
-from jeeves_otel.integrations import asgi, exchanges
+from jeeves_otel.integrations import asgi, exchanges, threads
 from jeeves_otel.prometheus import MetricsMiddleware
 from tests.integration.serving import Called, call
 
@@ -409,6 +410,33 @@ def test_what_a_probe_has_started_is_measured_after_it(measured: Pipeline) -> No
 
     assert [False, True] == [span.is_recording() for span in spans]
     assert inbound_request() is None
+
+
+def test_what_a_probe_does_in_other_threads_is_left_out_until_it_has_ended(measured: Pipeline) -> None:
+    """They get the context of OpenTelemetry and no other variable."""
+    threads.instrument()
+    released = Event()
+    tracer = measured.tracer_provider.get_tracer("test")
+    spans: list[trace.Span] = []
+
+    def later() -> None:
+        released.wait(5)
+        spans.append(tracer.start_span("after"))
+
+    outliving = Thread(target=later)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        outliving.start()
+        loop = asyncio.get_running_loop()
+        spans.append(await loop.run_in_executor(None, tracer.start_span, "within"))
+        await _sending(START, LAST)(scope, receive, send)
+
+    asyncio.run(call(asgi.Middleware(app), "/health"))
+    released.set()
+    outliving.join()
+    threads.uninstrument()
+
+    assert [False, True] == [span.is_recording() for span in spans]
 
 
 def test_a_request_that_a_handler_records_by_hand_counts_too(measured: Pipeline) -> None:

@@ -584,6 +584,28 @@ def test_whatever_of_ours_breaks_the_call_works_and_it_is_counted(
     caplog.clear()
 
 
+class _Listed(Service):
+    """Answers streams with a list, which is an iterable and no iterator."""
+
+    def stream(self, request: Any, context: Any) -> Any:
+        """Return the messages at once."""
+        return list(super().stream(request, context))
+
+
+@pytest.mark.parametrize("play_once", [play, aio_play], ids=["blocking", "blocking in asyncio"])
+def test_what_a_blocking_handler_may_return_for_a_stream_stays_as_grpc_has_it(
+    play_once: Callable[..., Any], pipeline: Pipeline
+) -> None:
+    """A list serves in an asyncio server and is refused in a blocking one, with us and without."""
+    without = play_once(_Listed(), "unary_stream", "return")
+    integration.instrument()
+    measured_too = play_once(_Listed(), "unary_stream", "return")
+    integration.uninstrument()
+
+    assert (without.code, without.values) == (measured_too.code, measured_too.values)
+    _await_counts(pipeline, 1, {without.code: 1})
+
+
 @pytest.mark.parametrize("by_hand", ["instrument()", "Instrumentor().instrument(skip_dep_check=True)"])
 def test_it_waits_for_grpc_and_imports_none(by_hand: str) -> None:
     """Importing and activating it imports no grpc; when the application does, everything is wired."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from opentelemetry.metrics import Observation
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 
 from jeeves_otel.content import Content, Rules, asked_by, kinds, read_rules, without_query
@@ -34,12 +35,14 @@ def test_every_kind_that_the_settings_name_is_in_the_file() -> None:
         ("gen_ai.tool.call.arguments", "tools"),
         ("gen_ai.tool.call.result", "tools"),
         ("gen_ai.tool.definitions", "tools"),
+        ("gen_ai.prompt.0.tool_calls.1.arguments", "tools"),
         ("db.query.text", "sql"),
         ("db.query.parameter.0", "sql"),
         ("db.statement", "sql"),
         ("url.query", "queries"),
         ("http.request.header.authorization", "headers"),
         ("rpc.grpc.request.metadata.token", "headers"),
+        ("rpc.user_agent", "headers"),
         ("user_agent.original", "headers"),
         ("exception.message", "exceptions"),
         ("exception.stacktrace", "exceptions"),
@@ -56,6 +59,7 @@ def test_attribute_leaves_only_if_its_kind_is_asked_for(key: str, kind: str) -> 
     "key",
     [
         "gen_ai.prompt.name",
+        "gen_ai.prompt.0.tool_calls.1.name",
         "gen_ai.request.model",
         "gen_ai.tool.name",
         "gen_ai.output.type",
@@ -99,6 +103,7 @@ def test_every_content_attribute_of_the_genai_convention_is_known() -> None:
 def test_urls_lose_query_fragment_and_user_information() -> None:
     """Scheme, host, port and path stay."""
     assert without_query("https://me:secret@host:8443/a/b?x=canary#y") == "https://host:8443/a/b"
+    assert without_query("https://me:se@cret@host/a") == "https://host/a"
     assert without_query("/a/b?x") == "/a/b"
     assert without_query("http://host/@home") == "http://host/@home"
 
@@ -171,6 +176,14 @@ def test_setting_names_kinds(text: str, kinds_in_force: tuple[str, ...], finding
     assert (settings.content, len(found)) == (kinds_in_force, findings)
 
 
+def test_a_mistake_in_the_setting_is_no_reason_to_ask_the_standard_variables() -> None:
+    """The line says that nothing leaves."""
+    standard = {"OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT": "span_only"}
+    settings, found = Settings.from_env({"JEEVES_OTEL_CONTENT": "promts", **standard})
+
+    assert ((), 1) == (settings.content, len(found))
+
+
 @pytest.mark.parametrize("name", ["a.library.duration", "gen_ai.client.operation.duration"])
 def test_measurements_lose_attributes_that_hold_content(name: str, pipeline: Pipeline) -> None:
     """Of instruments that are mapped and of those that nobody knows."""
@@ -182,3 +195,16 @@ def test_measurements_lose_attributes_that_hold_content(name: str, pipeline: Pip
     assert data is not None
     assert "canary" not in data.to_json()
     assert ("kept" in data.to_json()) is (name == "a.library.duration")
+
+
+@pytest.mark.parametrize("key", ["url.full", "http.url", "http.target"])
+def test_urls_of_measurements_lose_their_query(key: str, pipeline: Pipeline) -> None:
+    """As those of spans do, whether an instrument is called or calls back."""
+    meter = pipeline.meter_provider.get_meter("library")
+    attributes = {key: "http://user:canary@host/path?q=canary"}
+    meter.create_histogram("a.library.duration", "s").record(1, attributes)
+    meter.create_observable_gauge("a.library.level", [lambda _: [Observation(1, attributes)]])
+    data = pipeline.reader.get_metrics_data()
+
+    assert data is not None
+    assert (2, 0) == (data.to_json().count(f'"{key}": "http://host/path"'), data.to_json().count("canary"))

@@ -114,6 +114,21 @@ def test_patterns_of_the_user_are_masked_in_every_text_of_a_span(pipeline: Pipel
     assert after.status.description == "***"
 
 
+def test_patterns_are_masked_in_names_of_events_and_in_what_stands_for_the_words_of_an_error(
+    pipeline: Pipeline,
+) -> None:
+    """The type of the error takes the place of the text, and is a text itself."""
+    span = pipeline.tracer_provider.get_tracer("library").start_span("s")
+    span.add_event("came id-42")
+    span.set_attribute("error.type", "id-43")
+    span.set_status(StatusCode.ERROR, "canary")
+    span.end()
+    after = Redactor(Content(rules=Rules(mask=(re.compile(r"id-\d+"),)))).spans(pipeline.spans())[0]
+
+    assert ["came ***"] == [event.name for event in after.events]
+    assert ("***", "***") == ((after.attributes or {})["error.type"], after.status.description)
+
+
 @pytest.fixture
 def emitted() -> Callable[..., ReadableLogRecord]:
     """Return a function that emits a record through the SDK and returns what an exporter gets."""
@@ -151,6 +166,10 @@ def test_log_record_of_the_application_keeps_its_words_and_loses_those_of_the_ex
         ("openai._base_client", "", (), False),
         ("openai._base_client", "", ("prompts",), True),
         ("openaifan", "", (), True),
+        ("aiohttp.access", "", (), False),
+        ("django.server", "", (), False),
+        ("tornado.access", "", (), False),
+        ("werkzeug", "", (), False),
         ("sqlalchemy.engine.Engine", "", (), False),
         ("sqlalchemy.engine.Engine", "", ("sql",), True),
         ("sqlalchemy.pool", "", (), True),

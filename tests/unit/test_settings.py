@@ -101,7 +101,9 @@ def test_declared_label_sets_multiply_within_a_set_only() -> None:
         ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "x", "***"),
         ("MY_API_KEY", "x", "***"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://user:pass@host:4318/v1", "https://***@host:4318/v1"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://user:pa@ss@host:4318/v1", "https://***@host:4318/v1"),
         ("OTEL_SERVICE_NAME", "checkout", "checkout"),
+        ("JEEVES_OTEL_RESPONSE_HEADERS", "false", "false"),
     ],
 )
 def test_secrets_are_masked_wherever_settings_are_printed(name: str, value: str, masked: str) -> None:

@@ -25,6 +25,7 @@ MASK = "***"
 LEFT_OUT = "[left out: JEEVES_OTEL_CONTENT]"
 _FILE = Path(__file__).parent / "data" / "content.yaml"
 _LISTS = ("attributes", "cut", "events", "loggers", "asked_by")
+_HEAD = re.compile(r"""^\s*["']?redactions?["']?\s*:""", re.MULTILINE | re.IGNORECASE)
 _NO = {"", "0", "false", "no", "none", "no_content"}
 _MOST_KEYS = 10_000  # that are remembered; an application that makes up names of attributes must not fill the memory
 
@@ -40,6 +41,7 @@ class Kind:
     events: tuple[str, ...] = ()
     loggers: tuple[str, ...] = ()
     asked_by: tuple[str, ...] = ()
+    lines: tuple[tuple[str, str], ...] = ()
     statuses: bool = False
 
 
@@ -70,9 +72,16 @@ def asked_by(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _kind(name: str, node: Node) -> Kind:
-    fields = node.fields(["meaning", *_LISTS, "statuses"], required=["meaning"])
+    fields = node.fields(["meaning", *_LISTS, "lines", "statuses"], required=["meaning"])
     lists = {key: fields[key].texts() for key in _LISTS if key in fields}
-    return Kind(name, fields["meaning"].text(), **lists, statuses="statuses" in fields and fields["statuses"].truth())
+    lines = fields["lines"].fields() if "lines" in fields else {}
+    return Kind(
+        name,
+        fields["meaning"].text(),
+        **lists,
+        lines=tuple((logger, text.text()) for logger, text in lines.items()),
+        statuses="statuses" in fields and fields["statuses"].truth(),
+    )
 
 
 def read_rules(path: str) -> tuple[Rules, list[Finding]]:
@@ -95,7 +104,7 @@ def read_rules(path: str) -> tuple[Rules, list[Finding]]:
 def holds_rules(path: str) -> bool:
     """Return whether the file *path* says of itself that it holds rules."""
     try:
-        return any(line.startswith("redaction:") for line in Path(path).read_text(encoding="utf-8").splitlines())
+        return _HEAD.search(Path(path).read_text(encoding="utf-8")) is not None
     except (OSError, UnicodeDecodeError):
         return False
 
@@ -107,8 +116,6 @@ def _pattern(node: Node) -> re.Pattern[str] | None:
     except re.error as error:
         node.report("not-a-pattern", f"`{text}` is not a regular expression: {error}", "see the syntax of Python's re")
         return None
-    if not text:
-        return None  # reported by `text`
     if pattern.search(""):
         node.report(
             "empty-match", f"`{text}` matches the empty text, and so everything", "make it match at least one character"
@@ -132,6 +139,7 @@ class Content:
     _pattern: re.Pattern[str] = field(init=False)
     _silent_loggers: frozenset[str] = field(init=False)
     _silent_events: frozenset[str] = field(init=False)
+    _silent_lines: tuple[tuple[str, str], ...] = field(init=False)
 
     def __post_init__(self) -> None:
         private = [kind for name, kind in kinds().items() if name not in self.asked_for]
@@ -141,6 +149,7 @@ class Content:
         self.statuses = not any(kind.statuses for kind in private)
         self._silent_loggers = frozenset(_all(kind.loggers for kind in private))
         self._silent_events = frozenset(_all(kind.events for kind in private))
+        self._silent_lines = tuple(line for kind in private for line in kind.lines)
 
     def drops(self, key: str) -> bool:
         """Return whether the attribute *key* is left out."""
@@ -163,9 +172,11 @@ class Content:
             text = pattern.sub(MASK, text)
         return text
 
-    def is_silent(self, logger: str, event: str) -> bool:
-        """Return whether the text of a log record of *logger* (or of its parents), or of *event*, is left out."""
-        if event in self._silent_events:
+    def is_silent(self, logger: str, event: str, body: object = None) -> bool:
+        """Return whether *body* of a log record of *logger* (or of its parents), or of *event*, is left out."""
+        if event in self._silent_events or any(
+            logger == name and isinstance(body, str) and text in body for name, text in self._silent_lines
+        ):
             return True
         while logger:
             if logger in self._silent_loggers:

@@ -17,7 +17,7 @@ from opentelemetry import metrics, trace
 from opentelemetry.instrumentation.distro import BaseDistro  # type: ignore[attr-defined]  # untyped upstream
 
 from jeeves_otel import failsafe, propagators
-from jeeves_otel.documents import did_you_mean
+from jeeves_otel.documents import Finding, Level, Place, did_you_mean
 from jeeves_otel.owners import Owners
 from jeeves_otel.registry import Registry, RegistryError, load
 from jeeves_otel.settings import Settings, malformed_numbers
@@ -45,6 +45,7 @@ _RUNTIME_METRICS: dict[str, list[str] | None] = {
 
 _LOADER_LOG = logging.getLogger("opentelemetry.instrumentation.auto_instrumentation._load")
 _GROUP = "opentelemetry_instrumentor"
+_FASTAPI_EXPORTS = "FASTAPI_OTEL_AUTO_CONFIGURE"
 
 
 def _owners() -> Owners:
@@ -106,10 +107,7 @@ class JeevesDistro(BaseDistro):  # type: ignore[misc]  # as above
 
 def _opt_ins(settings: Settings) -> dict[str, str]:
     """Return standard variables, with which instrumentations do what our settings say."""
-    opt_ins = {
-        "OTEL_SEMCONV_STABILITY_OPT_IN": "http,database,gen_ai_latest_experimental",
-        "ANTHROPIC_OPEN_TELEMETRY": "false",  # its client would add a span beside the instrumentation's
-    }
+    opt_ins = {"OTEL_SEMCONV_STABILITY_OPT_IN": "http,database,gen_ai_latest_experimental"}
     if {"prompts", "completions", "tools"}.intersection(settings.content):
         opt_ins["OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"] = "SPAN_ONLY"
     return opt_ins
@@ -156,12 +154,14 @@ def start(environ: dict[str, str]) -> Telemetry | None:
         findings.append(finding)
         os.environ.pop(finding.where.key, None)
     _log.setLevel(settings.log_level.upper())
+    findings += _unknown_owners()
     for finding in findings:
         _log.warning("%s", finding)
     if settings.config_file:
         _log.warning(
             "OTEL_CONFIG_FILE is not read: jeeves-otel is configured by environment variables (jeeves-otel settings)"
         )
+    _keep_fastapi_inside()
     propagators.install(settings.baggage)
     if settings.sdk_disabled:
         _log.info("jeeves-otel is off: OTEL_SDK_DISABLED is true")
@@ -192,6 +192,24 @@ def start(environ: dict[str, str]) -> Telemetry | None:
         _log.warning("%s", problem)
     _log.info("%s", built.summary())
     return built
+
+
+def _unknown_owners() -> list[Finding]:
+    known = {entry.name for entry in entry_points(group=_GROUP)}
+    place = Place("environment", 0, "JEEVES_OTEL_OWNERS")
+    return [
+        Finding(
+            "unknown-owner", place, f"no instrumentation is called `{name}`", did_you_mean(name, known), Level.ADVICE
+        )
+        for name in _owners().unknown()
+    ]
+
+
+def _keep_fastapi_inside() -> None:
+    """Keep FastAPI from adding exporters of its own to our providers: they would send everything twice, content too."""
+    if os.environ.get(_FASTAPI_EXPORTS, "").strip().lower() in {"1", "true", "yes", "on"}:
+        os.environ[_FASTAPI_EXPORTS] = "false"
+        _log.warning("%s is off: the exporters of jeeves-otel send what FastAPI measures", _FASTAPI_EXPORTS)
 
 
 def _label_names(registry: Registry) -> set[str]:

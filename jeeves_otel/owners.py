@@ -23,6 +23,7 @@ class Ownership:
 
     Attributes:
         library: Name of the distribution, empty for the standard library.
+        needs: Distribution that the owner works with, if it is not the library's own.
         oldest: Major version of the library from which on the owner measures it.
         shared: Whether the others measure something else as well, so that favouring one of them does not end the owner.
     """
@@ -30,6 +31,7 @@ class Ownership:
     owner: str
     library: str
     others: tuple[str, ...]
+    needs: str = ""
     oldest: int = 0
     shared: bool = False
 
@@ -43,8 +45,8 @@ OWNERSHIPS = (
     Ownership("jeeves_grpc", "grpcio", ("grpc_client", "grpc_server", "grpc_aio_client", "grpc_aio_server")),
     Ownership("jeeves_sqlalchemy", "sqlalchemy", ("sqlalchemy",), oldest=2),
     Ownership("jeeves_sqlalchemy", "sqlalchemy", _DRIVERS, oldest=2, shared=True),
-    Ownership("jeeves_openai", "openai", ("openai",)),
-    Ownership("jeeves_anthropic", "anthropic", ("anthropic",)),
+    Ownership("jeeves_openai", "openai", ("openai",), "opentelemetry-instrumentation-genai-openai"),
+    Ownership("jeeves_anthropic", "anthropic", ("anthropic",), "opentelemetry-instrumentation-genai-anthropic"),
     Ownership("jeeves_threads", "", ("threading",)),
 )
 
@@ -82,9 +84,13 @@ class Owners:
             rivals = sorted(self._favoured.intersection(each.others, self._installed))
             if name == each.owner and rivals and not each.shared:
                 return rivals[0]
-            if name in each.others and self._holds(each):
-                return each.owner
+            if name in each.others and (holder := self._holder(each)):
+                return holder
         return None
+
+    def unknown(self) -> list[str]:
+        """Return the favoured names that no entry point has."""
+        return sorted(self._favoured - self._installed)
 
     def is_disabled(self, name: str) -> bool:
         """Return whether the user has disabled *name*: by itself, or all the names under which others measure the same."""
@@ -93,9 +99,17 @@ class Owners:
         others = [each.others for each in OWNERSHIPS if each.owner == name and not each.shared]
         return any(self._disabled.issuperset(names) for names in others)
 
-    def _holds(self, ownership: Ownership) -> bool:
+    def _holder(self, ownership: Ownership) -> str | None:
+        """Return who measures what *ownership* is about: its owner, or a rival of the owner that is favoured."""
         owner = ownership.owner
-        if owner not in self._installed or self.is_disabled(owner) or self.owner_over(owner) is not None:
+        if owner not in self._installed or self.is_disabled(owner) or not self._can(ownership):
+            return None
+        rival = self.owner_over(owner)
+        return owner if rival is None else rival if ownership.shared else None
+
+    def _can(self, ownership: Ownership) -> bool:
+        """Return whether the library is one that the owner measures, and what it needs for that is there."""
+        if ownership.needs and self._major(ownership.needs) < 0:
             return False
         return not ownership.library or self._major(ownership.library) >= ownership.oldest
 
@@ -114,8 +128,9 @@ class Owners:
 
     def note_activated(self, name: str, by: str) -> None:
         """Note that the entry point *name* of the distribution *by* has been activated."""
-        library = next((each.library for each in OWNERSHIPS if each.owner == name), "")
-        if not library or self._major(library) >= 0:
+        own = next((each for each in OWNERSHIPS if each.owner == name), None)
+        library = own.library if own is not None else ""
+        if own is None or self._can(own):
             self._activated[library or name.removeprefix("jeeves_")] = by
         for native, since, owner in NATIVE:
             if owner == name and self._release(native) >= since:

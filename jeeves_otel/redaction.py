@@ -7,6 +7,7 @@ the rest. What holds none of it passes as it is.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,14 @@ from opentelemetry.trace import Link, Status
 from jeeves_otel.content import LEFT_OUT, without_query
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from opentelemetry.sdk._logs import ReadableLogRecord
 
     from jeeves_otel.content import Content
+
+
+_ERROR_TYPE = "error.type"
 
 
 class Redactor:
@@ -83,17 +87,17 @@ class Redactor:
         if described is None:
             return span.status
         if not self._content.statuses and described != (span.attributes or {}).get("error.type"):
-            described = _error_type(span)
+            described = None if self._content.drops(_ERROR_TYPE) else _error_type(span)
         text = None if described is None else self._text(described)
         return span.status if text == span.status.description else Status(span.status.status_code, text)
 
     def _log(self, readable: ReadableLogRecord) -> ReadableLogRecord:
         record = readable.log_record
         attributes = record.attributes or {}
-        kept = self._attributes(attributes)
+        kept = self._nested(self._attributes(attributes))
         scope = readable.instrumentation_scope
-        silent = self._content.is_silent(scope.name if scope else "", record.event_name or "")
-        body = LEFT_OUT if silent and record.body is not None else self._value(record.body)
+        silent = self._content.is_silent(scope.name if scope else "", record.event_name or "", record.body)
+        body = LEFT_OUT if silent and record.body is not None else self._nested(self._value(record.body))
         if kept is attributes and body is record.body:
             return readable
         changed = copy(record)
@@ -115,6 +119,15 @@ class Redactor:
         if not dropped and not changed:
             return attributes
         return {key: changed.get(key, value) for key, value in attributes.items() if key not in dropped}
+
+    def _nested(self, value: Any) -> Any:
+        """Return *value* without what is to be left out of mappings inside it; the very same object if that is nothing."""
+        if isinstance(value, (list, tuple)):
+            return _unless_same(value, [self._nested(each) for each in value])
+        if not isinstance(value, Mapping):
+            return value
+        kept = {key: self._nested(each) for key, each in value.items() if not self._content.drops(key)}
+        return value if len(kept) == len(value) and all(kept[key] is value[key] for key in kept) else kept
 
     def _value(self, value: Any) -> Any:
         """Return *value* with the texts in it masked; the very same object if none is."""
@@ -140,5 +153,5 @@ def _unless_same(before: Sequence[Any], after: list[Any]) -> Sequence[Any]:
 
 def _error_type(span: ReadableSpan) -> str | None:
     """Return the class of the error in place of its text, which may quote a prompt."""
-    kind = (span.attributes or {}).get("error.type")
+    kind = (span.attributes or {}).get(_ERROR_TYPE)
     return str(kind) if kind is not None else None

@@ -100,6 +100,7 @@ def _places(kind: Kind) -> Iterator[tuple[str, tuple[str, ...]]]:
     yield "URLs that lose query and user information", kind.cut
     yield "log events whose body is left out", kind.events
     yield "loggers of libraries whose lines leave without their text", kind.loggers
+    yield "the same, but only of such lines", tuple(f"{logger}: {text}" for logger, text in kind.lines)
     yield "asked for by the standard variables, too", kind.asked_by
 
 

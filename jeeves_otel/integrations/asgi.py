@@ -202,8 +202,8 @@ class _Rules:
         path, root = scope["path"], scope.get("root_path", "").rstrip("/")
         if root and path.startswith(f"{root}/"):  # some servers put the root in front of the path, some do not
             path = path[len(root) :]
-        path = path.rstrip("/")
-        if path in self._paths or (self._globs is not None and self._globs.match(path)):
+        plain = path.rstrip("/")
+        if plain in self._paths or (self._globs and (self._globs.match(plain) or self._globs.match(path))):
             return True
         urls = self._urls["fastapi" if _is_a(app, "fastapi.applications") else _framework(app)]
         return urls is not None and urls.search(_url(scope)) is not None

@@ -7,6 +7,7 @@ nobody else measures; corrections of what an instrumentation records of the othe
 
 from __future__ import annotations
 
+import re
 from time import perf_counter, time_ns
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,8 @@ _ERROR, _ROUTE, _STATUS = "error.type", "http.route", "http.response.status_code
 _SERVER_ERROR = 500
 _ABNORMAL_CLOSURE = 1006  # RFC 6455, 7.4.1: the connection went away without a close frame
 _DISCONNECTS = frozenset({"WebSocketDisconnect", "ClientDisconnect", "ClientDisconnected"})
+
+_HOST = re.compile(r"(?:[\w.-]+|\[[\da-fA-F:.]+\])(?::\d+)?")  # anything else may hold anything
 
 _message_guard = failsafe("asgi.message")
 
@@ -479,7 +482,7 @@ def _details(scope: Scope) -> dict[str, Any]:
     if scope.get("http_version"):
         details["network.protocol.version"] = scope["http_version"]
     host, port = scope.get("server") or (None, None)
-    if named := header(scope, b"host"):
+    if _HOST.fullmatch(named := header(scope, b"host")):
         # The address in brackets of RFC 3986 is IPv6, which has colons of its own.
         host, _, after = named.rpartition(":") if not named.endswith("]") and ":" in named else (named, "", "")
         port = int(after) if after.isdigit() else _PORTS.get(scope.get("scheme", "http"))

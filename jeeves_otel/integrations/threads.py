@@ -61,10 +61,12 @@ def _starting(original: Callable[[Thread], None]) -> Callable[[Thread], None]:
             current = get_current()
             if current and not self.ident:
                 # On the instance, because a subclass may have a `run` of its own; gone when it has run.
-                run = self.run
+                run, own = self.run, self.__dict__.get("run")
 
                 def run_in_context() -> None:
                     self.__dict__.pop("run", None)
+                    if own is not None:
+                        self.__dict__["run"] = own
                     _in_context(current, run)
 
                 self.run = run_in_context  # type: ignore[method-assign]  # of the instance

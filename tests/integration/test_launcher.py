@@ -479,6 +479,36 @@ def test_log_records_name_their_trace_and_span_for_any_format() -> None:
     assert re.fullmatch(r"[0-9a-f]{32} [0-9a-f]{16} inside\n", inside)
 
 
+def test_an_owner_that_does_not_exist_is_said_with_the_nearest_name() -> None:
+    """A typo would otherwise leave everything as it is, in silence."""
+    with launched("logs.py", METRICS_PORT="0", OTEL_TRACES_EXPORTER="none", JEEVES_OTEL_OWNERS="sqlalchmy") as app:
+        app.wait_ready()
+
+    assert "no instrumentation is called `sqlalchmy`" in app.log
+
+
+def test_exporters_that_fastapi_would_add_are_off_and_said_to_be(http_receiver: Receiver) -> None:
+    """They would send everything a second time, query strings and texts of exceptions included."""
+    port = free_port()
+    with launched(
+        "gateway.py",
+        PORT=str(port),
+        METRICS_PORT="0",
+        OPENAI_BASE_URL="http://127.0.0.1:1/v1",
+        OTEL_EXPORTER_OTLP_ENDPOINT=http_receiver.endpoint,
+        OTEL_TRACES_SAMPLER="always_on",
+        OTEL_BSP_SCHEDULE_DELAY="100",
+        FASTAPI_OTEL_AUTO_CONFIGURE="true",
+    ) as app:
+        app.wait_for_page(f"http://127.0.0.1:{port}/docs?q=canary")
+        poll_until(http_receiver.spans, "a span")
+    names = [span.name for span in http_receiver.spans()]
+
+    assert "FASTAPI_OTEL_AUTO_CONFIGURE is off" in app.log
+    assert names.count("GET /docs") == len({span.span_id for span in http_receiver.spans() if span.name == "GET /docs"})
+    assert "canary" not in str(http_receiver.requests)
+
+
 def test_page_is_served_over_ipv6() -> None:
     """An address of either family can be given."""
     port = free_port()

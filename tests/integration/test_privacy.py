@@ -13,6 +13,7 @@ import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from websockets.sync.client import connect
 
 from tests.helpers import samples_of
 from tests.integration.launching import free_port, get, launched
@@ -81,6 +82,8 @@ def _play(folder: Path, **settings: str) -> Left:
                 app.wait_for_page(f"http://127.0.0.1:{port}/docs")
                 for path in ("ask", "crash", "break"):
                     _ask(f"http://127.0.0.1:{port}/{path}?q={CANARY}")
+                with connect(f"ws://127.0.0.1:{port}/talk?q={CANARY}") as socket:
+                    assert socket.recv() == CANARY
                 page = get(f"http://127.0.0.1:{metrics_port}/metrics")
                 app.process.send_signal(signal.SIGINT)
                 app.process.wait(60)
@@ -114,6 +117,18 @@ def test_the_canary_is_nowhere_in_what_leaves(kind: str, by_default: Left) -> No
 def test_the_canary_leaves_when_it_is_asked_for(kind: str, with_everything: Left) -> None:
     """Or the test above would hold for a service that says nothing."""
     assert CANARY in getattr(with_everything, kind)
+
+
+@pytest.mark.parametrize(
+    "key", ["gen_ai.input.messages", "gen_ai.tool.definitions", "db.query.text", "url.query", "exception.message"]
+)
+def test_each_kind_that_is_made_here_leaves_when_it_is_asked_for(
+    key: str, by_default: Left, with_everything: Left
+) -> None:
+    """By the name of its attribute: there with everything, absent by default."""
+    there = [f'"{key}"' in left.traces + left.logs for left in (with_everything, by_default)]
+
+    assert there == [True, False]
 
 
 @pytest.mark.parametrize("kind", ["metrics", "page"])

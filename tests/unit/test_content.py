@@ -9,7 +9,7 @@ import pytest
 from opentelemetry.metrics import Observation
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 
-from jeeves_otel.content import Content, Rules, asked_by, kinds, read_rules, without_query
+from jeeves_otel.content import Content, Rules, asked_by, holds_rules, kinds, read_rules, without_query
 from jeeves_otel.settings import Settings
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def test_every_content_attribute_of_the_genai_convention_is_known() -> None:
     holds_none = {
         "gen_ai.agent.description", "gen_ai.agent.id", "gen_ai.agent.name", "gen_ai.agent.version",
         "gen_ai.conversation.id", "gen_ai.data_source.id", "gen_ai.embeddings.dimension.count",
-        "gen_ai.evaluation.explanation", "gen_ai.evaluation.name", "gen_ai.evaluation.score.label",
+        "gen_ai.evaluation.name", "gen_ai.evaluation.score.label",
         "gen_ai.evaluation.score.value", "gen_ai.openai.request.response_format",
         "gen_ai.openai.request.seed", "gen_ai.openai.request.service_tier", "gen_ai.openai.response.service_tier",
         "gen_ai.openai.response.system_fingerprint", "gen_ai.operation.name", "gen_ai.output.type",
@@ -139,15 +139,34 @@ def test_rules_add_names_and_patterns(tmp_path: Path) -> None:
 def test_every_mistake_in_the_rules_is_said_and_the_others_hold(tmp_path: Path) -> None:
     """An unknown key, a broken pattern and one that matches everything, each with its line."""
     path = tmp_path / "redaction.yaml"
-    path.write_text("redaction:\n  dorp: [a]\n  mask:\n    - '('\n    - 'x*'\n    - 'y+'\n", encoding="utf-8")
+    path.write_text("redaction:\n  dorp: [a]\n  mask:\n    - '('\n    - 'x*'\n    - 'y+'\n    - ''\n", encoding="utf-8")
     rules, findings = read_rules(str(path))
 
     assert [(finding.id, finding.where.line) for finding in findings] == [
         ("unknown-key", 2),
         ("not-a-pattern", 4),
         ("empty-match", 5),
+        ("empty-match", 7),
     ]
     assert [pattern.pattern for pattern in rules.mask] == ["y+"]
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        ("redaction:\n  drop: [a]\n", True),
+        ('"redaction":\n  drop: [a]\n', True),
+        ("# mine\n  redactions: {}\n", True),
+        ("profile: mine\nmetrics: {}\n", False),
+        ("", False),
+    ],
+)
+def test_a_file_of_rules_is_told_from_a_profile(text: str, holds: bool, tmp_path: Path) -> None:
+    """By its head, misspelt too: what is wrong with it is then said of rules."""
+    path = tmp_path / "file.yaml"
+    path.write_text(text, encoding="utf-8")
+
+    assert holds == holds_rules(str(path))
 
 
 def test_rules_that_cannot_be_read_are_a_finding(tmp_path: Path) -> None:

@@ -18,7 +18,13 @@ OTHERS = sorted({name for ownership in OWNERSHIPS for name in ownership.others})
 
 
 def _version_of(name: str) -> str:
-    versions = {"sqlalchemy": "2.1.9", "starlette": "1.10.0", "grpcio": "1.85.1", "openai": "3.52.0"}
+    versions = {
+        "opentelemetry-instrumentation-genai-openai": "1.3b0",
+        "sqlalchemy": "2.1.9",
+        "starlette": "1.10.0",
+        "grpcio": "1.85.1",
+        "openai": "3.52.0",
+    }
     if name not in versions:
         raise PackageNotFoundError(name)
     return versions[name]
@@ -69,7 +75,7 @@ def test_of_all_that_is_installed_no_two_measure_the_same() -> None:
     [
         ("sqlalchemy", "sqlalchemy", None),
         ("sqlalchemy", "jeeves_sqlalchemy", "sqlalchemy"),
-        ("sqlalchemy", "asyncpg", None),
+        ("sqlalchemy", "asyncpg", "sqlalchemy"),
         ("asyncpg", "asyncpg", None),
         ("asyncpg", "jeeves_sqlalchemy", None),
         ("asyncpg", "psycopg", "jeeves_sqlalchemy"),
@@ -120,6 +126,26 @@ def test_an_owner_that_is_off_or_absent_owns_nothing(
 def test_a_library_that_is_too_old_for_ours_is_left_to_others(version: str, owner: str | None) -> None:
     """SQLAlchemy 1 has no owner of ours."""
     assert owner == _owners(version_of=lambda _: version).owner_over("sqlalchemy")
+
+
+def test_an_owner_without_what_it_works_with_owns_nothing_and_is_not_said_to() -> None:
+    """The extra genai is not installed: whoever else measures openai has its place."""
+
+    def version_of(name: str) -> str:
+        if name.startswith("opentelemetry-"):
+            raise PackageNotFoundError(name)
+        return "3.0"
+
+    owners = _owners(version_of=version_of)
+    owners.note_activated("jeeves_openai", "jeeves-otel 1")
+
+    assert owners.owner_over("openai") is None
+    assert owners.summary() == ""
+
+
+def test_names_that_are_favoured_and_not_installed_are_known() -> None:
+    """So that a typo can be said."""
+    assert _owners(favoured="asyncpgg asyncpg").unknown() == ["asyncpgg"]
 
 
 def test_the_line_at_start_says_who_owns_what_and_what_was_left_out_and_why() -> None:

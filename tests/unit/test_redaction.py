@@ -188,6 +188,44 @@ def test_lines_in_which_libraries_quote_content_leave_without_their_text(
     assert after.log_record.body == ("canary" if leaves else LEFT_OUT)
 
 
+@pytest.mark.parametrize(
+    ("body", "leaves"),
+    [
+        ('127.0.0.1:1 - "WebSocket /ws?q=canary" [accepted]', False),
+        ("Started server process [1]", True),
+        ("connection open", True),
+    ],
+)
+def test_lines_of_a_logger_are_left_out_where_they_quote_content(
+    body: str, leaves: bool, emitted: Callable[..., ReadableLogRecord]
+) -> None:
+    """uvicorn writes the access lines of WebSockets to uvicorn.error, among others that are needed."""
+    after = Redactor(Content()).logs([emitted("uvicorn.error", body=body)])[0]
+
+    assert after.log_record.body == (body if leaves else LEFT_OUT)
+
+
+def test_content_inside_mappings_of_a_log_record_is_left_out(emitted: Callable[..., ReadableLogRecord]) -> None:
+    """Attributes and body may be nested."""
+    nested = {"deep": [{"gen_ai.input.messages": "canary", "kept": 1}], "url.query": "canary"}
+    before = emitted("app", body=dict(nested), attributes={"event": dict(nested)})
+    record = Redactor(Content()).logs([before])[0].log_record
+
+    assert record.body == {"deep": [{"kept": 1}]}
+    assert "canary" not in str(record.attributes)
+
+
+def test_a_dropped_error_type_does_not_come_back_as_the_words_of_a_status(pipeline: Pipeline) -> None:
+    """Whoever drops it does not want it anywhere."""
+    span = pipeline.tracer_provider.get_tracer("library").start_span("a")
+    span.set_attribute("error.type", "Secret")
+    span.set_status(StatusCode.ERROR, "canary")
+    span.end()
+    after = Redactor(Content(rules=Rules(drop=("error.type",)))).spans(pipeline.spans())[0]
+
+    assert "Secret" not in after.to_json()
+
+
 def test_patterns_are_masked_inside_structured_bodies(emitted: Callable[..., ReadableLogRecord]) -> None:
     """A body may be a mapping of lists of texts."""
     before = emitted("app", body={"a": ["id-42", 1], "b": {"c": "id-43"}})

@@ -138,6 +138,20 @@ def test_results_arguments_and_exceptions_are_the_applications() -> None:
             pool.submit(job, fail="no").result()
 
 
+@pytest.mark.parametrize("value", ["here", None])
+def test_a_run_that_the_application_has_set_on_a_thread_stays_there(value: str | None) -> None:
+    """With a context and without."""
+    seen: list[object] = []
+    thread = Thread()
+    thread.run = own = lambda: seen.append(thread.__dict__["run"])  # type: ignore[method-assign]  # as applications do
+    token = otel_context.attach(otel_context.set_value(KEY, value) if value else otel_context.Context())
+    thread.start()
+    thread.join()
+    otel_context.detach(token)
+
+    assert [own] == seen
+
+
 def test_a_thread_that_refuses_attributes_starts_all_the_same() -> None:
     """Its class allows no `run` on the instance: it runs without the context, and that is counted."""
     from jeeves_otel import failsafe

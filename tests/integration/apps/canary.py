@@ -16,7 +16,7 @@ import anthropic
 import grpc
 import openai
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, WebSocket
 from fastapi.responses import StreamingResponse
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError
@@ -124,6 +124,14 @@ async def _agents(q: str) -> None:
 
 async def _fail(q: str) -> None:
     raise RuntimeError(q)
+
+
+@app.websocket("/talk")
+async def talk(socket: WebSocket, q: str) -> None:
+    """Say what was said."""
+    await socket.accept()
+    await socket.send_text(q)
+    await socket.close()
 
 
 @app.get("/crash")

@@ -31,6 +31,10 @@ demo: setup ## Run a small agent service and show what comes out (ARGS=--help fo
 traces: setup ## Send 10,000 requests through the demo, and see whether every sampled trace is whole (about 3 min).
 	@$(RUN) jeeves-otel demo --requests 10000 --sampled 0.1 $(ARGS)
 
+.PHONY: kills
+kills: setup ## Send 200 SIGTERMs to uvicorn under load, with and without workers: nothing acknowledged is lost (about 20 min).
+	JEEVES_KILLS=200 $(RUN) pytest --timeout 3600 tests/integration/test_termination.py -k acknowledged
+
 .PHONY: test
 test: check test-all test-newest ## Lint, types, layers, generated files, and all tests, on the locked and the newest SDK.
 

@@ -20,14 +20,30 @@ if TYPE_CHECKING:
 
 # What the interrupted thread may hold a lock of, that delivery needs.
 _LOCKING = ("jeeves_otel", "logging", "opentelemetry", "queue", "threading")
-_RETRIES = 5  # a thread that waits for ever inside `threading` is interrupted all the same
+_RETRIES = 100
+_WAITS = 10  # retries after which a thread that has not moved is taken to wait
 _RETRY_S = 0.01
 
 
 def flush_before_termination(closer: Closer) -> None:
     """Let SIGTERM, where nobody handles it, run *closer* first; only the main thread can arrange that."""
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _Handler(closer))
+        handler = _Handler(closer)
+        signal.signal(signal.SIGTERM, handler)
+        if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+            os.register_at_fork(before=_hold, after_in_parent=_let_go, after_in_child=handler.leave_child)
+
+
+# Python forgets, in the child of a fork, a signal that has come before it was ready: so none comes before.
+def _hold() -> None:
+    _mask.before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def _let_go() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _mask.before)
+
+
+_mask = threading.local()
 
 
 class _Handler:
@@ -40,6 +56,8 @@ class _Handler:
     def __init__(self, closer: Closer) -> None:
         self._closer = closer
         self._retries = 0
+        self._place: tuple[int, int] | None = None
+        self._same = 0
         self._process = os.getpid()
         # Started now: a handler that starts a thread would wait for a lock of `threading`.
         self._wake, self._waked = os.pipe()
@@ -47,16 +65,28 @@ class _Handler:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Close telemetry and let the signal have its default, now or, if a lock may be held, a moment later."""
-        if os.getpid() == self._process:
-            if self._closer.is_closing():
-                self._closer.then(lambda: _by_default(number))
-                return
-            if self._retries < _RETRIES and _may_hold_a_lock(frame):
-                self._retries += 1
-                os.write(self._waked, bytes([number]))
-                return
-            self._closer.close()
+        if self._closer.is_closing():
+            self._closer.then(lambda: _by_default(number))
+            return
+        if self._retries < _RETRIES and self._gets_on(frame) and _may_hold_a_lock(frame):
+            self._retries += 1
+            os.write(self._waked, bytes([number]))
+            return
+        self._closer.close()
         _by_default(number)
+
+    def _gets_on(self, frame: FrameType | None) -> bool:
+        """Return whether the interrupted code has been elsewhere lately, and so does not just wait."""
+        place = (id(frame), frame.f_lasti) if frame is not None else None
+        self._same = self._same + 1 if place == self._place else 0
+        self._place = place
+        return self._same < _WAITS
+
+    def leave_child(self) -> None:
+        """Give a forked child, in which there is nobody who could deliver, the default again."""
+        if signal.getsignal(signal.SIGTERM) is self and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _let_go()
 
     def _deliver_again(self) -> None:
         while number := os.read(self._wake, 1):

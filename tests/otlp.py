@@ -66,6 +66,18 @@ class Receiver:
                 found[name, labels] = _value(point)
         return found
 
+    def total(self, name: str) -> float:
+        """Return the sum of a counter over all its series and all processes, each at its last export."""
+        last: dict[Any, float] = {}
+        for request in self._of(ExportMetricsServiceRequest):
+            for resource in request.resource_metrics:
+                process = tuple(each.SerializeToString() for each in resource.resource.attributes)
+                for scope in resource.scope_metrics:
+                    for metric in scope.metrics:
+                        if metric.name == name:
+                            last[process] = sum(_value(point) for point in metric.sum.data_points)
+        return sum(last.values())
+
     def spans(self) -> list[Any]:
         """Return all spans, in the order in which they arrived."""
         return [

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from functools import cache
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("jeeves_otel")
 _telemetry: Telemetry | None = None
-_decided: Owners | None = None
 
 # What the dashboards read; everything else that the instrumentation offers describes the machine, not the process.
 _RUNTIME_METRICS: dict[str, list[str] | None] = {
@@ -48,7 +48,9 @@ _GROUP = "opentelemetry_instrumentor"
 _FASTAPI_EXPORTS = "FASTAPI_OTEL_AUTO_CONFIGURE"
 
 
+@cache
 def _owners() -> Owners:
+    """Return who owns what in this process; the entry points of everything that is installed are read once."""
     settings, _ = Settings.from_env(os.environ)
     disabled = {name.strip() for name in os.environ.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "").split(",")}
     return Owners((entry.name for entry in entry_points(group=_GROUP)), disabled, settings.owners)
@@ -72,20 +74,18 @@ class JeevesDistro(BaseDistro):  # type: ignore[misc]  # as above
 
     def load_instrumentor(self, entry_point: EntryPoint, **kwargs: Any) -> None:
         """Activate one instrumentation, unless another owns its library; one that fails is counted and named, and the others go on."""
-        global _decided  # noqa: PLW0603 - one start per process
-        name = entry_point.name
+        name, owners = entry_point.name, _owners()
         try:
             settings, _ = Settings.from_env(os.environ)
-            _decided = _decided or _owners()
-            if _decided.is_disabled(name):
+            if owners.is_disabled(name):
                 return
-            if owner := _decided.owner_over(name):
-                _decided.note_left_out(name, f"{owner} measures the same")
+            if owner := owners.owner_over(name):
+                owners.note_left_out(name, f"{owner} measures the same")
                 return
             if name == "system_metrics" and not (settings.runtime_metrics and not settings.sdk_disabled):
                 return
             self._activate(entry_point, settings, **kwargs)
-            _decided.note_activated(name, _distribution(entry_point))
+            owners.note_activated(name, _distribution(entry_point))
         except ModuleNotFoundError:
             raise  # the library is not installed: the launcher passes over it in silence
         except Exception as error:  # noqa: BLE001 - an instrumentation must not keep the others from loading
@@ -120,7 +120,7 @@ def _distribution(entry_point: EntryPoint) -> str:
 
 def say_owners() -> None:
     """Say who measures what, and what was left out and why; the launcher calls this after all instrumentations."""
-    if _telemetry is not None and _decided is not None and (line := _decided.summary()):
+    if _telemetry is not None and (line := _owners().summary()):
         _log.info("%s", line)
 
 

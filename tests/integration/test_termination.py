@@ -144,7 +144,7 @@ def test_what_was_acknowledged_under_load_is_delivered_whenever_the_signal_comes
             server.send_signal(signal.SIGTERM)
             poll_until(lambda port=port: not _answers(f"http://127.0.0.1:{port}/1"), "the server to be gone")
             load.stop()
-            poll_until(
+            assert poll_until(
                 lambda load=load, receiver=receiver: _delivers(receiver, load.acknowledged), "everything acknowledged"
             )
         receiver.stop()

@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import logging
 from importlib.metadata import EntryPoint, PackageNotFoundError
+from typing import TYPE_CHECKING
 
 import pytest
 
 from jeeves_otel import distro
 from jeeves_otel.owners import OWNERSHIPS, Owners
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 LOADER = "opentelemetry.instrumentation.auto_instrumentation._load"
 COMPLAINT = 'sqlalchemy only instruments "sqlalchemy<2.1,>=1.0.0", but currently installed version falls outside'
@@ -174,6 +178,14 @@ def test_fastapi_is_said_to_measure_itself_where_it_does(fastapi: str, says: boo
     assert says == ("fastapi by itself, completed by jeeves-otel 1" in owners.summary())
 
 
+@pytest.fixture
+def _undecided() -> Iterator[None]:
+    """Let the distro decide anew who owns what, and forget it afterwards."""
+    distro._owners.cache_clear()
+    yield
+    distro._owners.cache_clear()
+
+
 CONTRIB = EntryPoint("sqlalchemy", f"{__name__}:Contrib", "opentelemetry_instrumentor")
 
 
@@ -187,6 +199,7 @@ class Contrib:
         Contrib.activated += 1
 
 
+@pytest.mark.usefixtures("_undecided")
 @pytest.mark.parametrize(
     ("disabled", "activated"), [("", 0), ("grpc", 0), ("grpc, jeeves_sqlalchemy", 1), ("jeeves_sqlalchemy", 1)]
 )
@@ -195,13 +208,13 @@ def test_the_distro_leaves_out_what_another_owns(
 ) -> None:
     """Two owners would count every connection and trace every statement twice."""
     monkeypatch.setenv("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", disabled)
-    monkeypatch.setattr(distro, "_decided", None)
     monkeypatch.setattr(Contrib, "activated", 0)
     distro.JeevesDistro().load_instrumentor(CONTRIB, skip_dep_check=True)
 
     assert activated == Contrib.activated
 
 
+@pytest.mark.usefixtures("_undecided")
 @pytest.mark.parametrize(("disabled", "said"), [("", 1), ("jeeves_sqlalchemy", 2)])
 def test_the_loader_says_that_sqlalchemy_is_not_instrumented_only_if_so(
     disabled: str, said: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -10,11 +10,10 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import sys
 from threading import Event, Thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any
-
-from wrapt import register_post_import_hook
 
 from jeeves_otel.failsafe import failsafe
 
@@ -22,6 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 _log = logging.getLogger("jeeves_otel")
+
+# Whose children leave by os._exit, after their own finalizers: the standard library's and Celery's.
+_WITHOUT_ATEXIT = ("multiprocessing.util", "billiard.util")
+_LAST = -1_000
 
 
 class Closer:
@@ -41,19 +44,30 @@ class Closer:
             Thread(target=self._wait, args=(name, stop), name=f"jeeves-otel-close-{name}", daemon=True).start()
         self._closing = self._closed = False
         self._after: Callable[[], None] | None = None
+        self._dismissed = False
         atexit.register(self.close)
-        register_post_import_hook(self._close_in_children, "multiprocessing.util")
+        for name in _WITHOUT_ATEXIT:
+            util = sys.modules.get(name)
+            if util is not None:
+                self._close_as_finalizer(util)
 
-    def _close_in_children(self, util: Any) -> None:
-        """Close at the end of a process that multiprocessing has started, which leaves without `atexit`."""
-        with failsafe("shutdown.children"):
-            util.register_after_fork(self, lambda closer: util.Finalize(closer, closer.close))  # also after a spawn
+    def _close_as_finalizer(self, util: Any) -> None:
+        """Close last of all that multiprocessing ends: its forked children leave without `atexit`."""
+        with failsafe("shutdown.finalizer"):
+            util.Finalize(None, self.close, exitpriority=_LAST)
 
     def _wait(self, name: str, stop: Callable[[], None]) -> None:
         self._asked.wait()
-        with failsafe(f"shutdown.{name}"):
-            stop()
+        if not self._dismissed:
+            with failsafe(f"shutdown.{name}"):
+                stop()
         self._done[name].set()
+
+    def dismiss(self) -> None:
+        """Let go of the stops and run none of them, now or at exit."""
+        self._dismissed = self._closing = self._closed = True
+        self._asked.set()
+        atexit.unregister(self.close)
 
     def close(self) -> None:
         """Stop everything, wait for it as long as is allowed, and say what has not ended."""

@@ -172,10 +172,8 @@ def start(environ: dict[str, str]) -> Telemetry | None:
         _log.warning(
             "JEEVES_OTEL_DECLARE: no metric has a label `%s`; %s", label, did_you_mean(label, _label_names(registry))
         )
-    from jeeves_otel.closing import Closer  # noqa: PLC0415 - as below
     from jeeves_otel.prometheus import serve_current  # noqa: PLC0415 - the SDK is imported only where it is used
     from jeeves_otel.providers import build  # noqa: PLC0415 - as above
-    from jeeves_otel.termination import flush_before_termination  # noqa: PLC0415 - as above
 
     built = build(settings, registry)
     trace.set_tracer_provider(built.tracer_provider)
@@ -184,10 +182,7 @@ def start(environ: dict[str, str]) -> Telemetry | None:
         from opentelemetry._logs import set_logger_provider  # noqa: PLC0415 - only where log records leave
 
         set_logger_provider(built.logger_provider)
-    serve_current(built.page if settings.metrics_exporters else None)
-    closer = Closer(built.stops(), settings.exit_timeout_s)
-    if settings.flush_on_sigterm:
-        flush_before_termination(closer)
+    serve_current(built.page if settings.metrics_exporters else None)  # type: ignore[arg-type]
     for problem in built.problems:
         _log.warning("%s", problem)
     _log.info("%s", built.summary())

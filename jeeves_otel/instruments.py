@@ -7,6 +7,7 @@ are the API's no-ops.
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from math import isfinite
 from threading import Lock
@@ -24,6 +25,20 @@ if TYPE_CHECKING:
 
 _MOST_LEVELS = 1_000
 _MOST_INT = 2**53  # what a float holds exactly; Prometheus knows no other numbers
+
+
+# One for all, because instruments are made once.
+_lock = Lock()
+
+
+def _unlock_child() -> None:
+    # Another thread of the parent may have held the lock when it forked; nobody would ever release it here.
+    global _lock  # noqa: PLW0603 - the lock guards what this module makes
+    _lock = Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_unlock_child)
 
 
 @cache
@@ -103,7 +118,6 @@ class Instruments:
     def __init__(self, meter: api.Meter) -> None:
         self._meter = meter
         self._made: dict[str, Any] = {}
-        self._lock = Lock()
 
     def histogram(self, name: str) -> api.Histogram:
         """Return the histogram *name*."""
@@ -128,7 +142,7 @@ class Instruments:
     def _get(self, name: str, make: Callable[[str, str, str], Any]) -> Any:
         made = self._made.get(name)
         if made is None:
-            with self._lock:
+            with _lock:
                 made = self._made.get(name)
                 if made is None:
                     entry = recorded().instruments[name]

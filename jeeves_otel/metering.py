@@ -3,7 +3,7 @@
 
 In: measurements of any library, through opentelemetry-api. Out: the same measurements to the SDK, with open attribute
 values bounded and ``jeeves.llm.layer`` where only the context knows it. This is the one seam behind which another
-record path can replace the SDK's.
+record path can replace the SDK's, and behind which a forked child gets a provider of its own.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
+from threading import RLock
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakSet
 
 from opentelemetry import metrics as api
 
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
     # (attributes, context, amount) → attributes to record
     Prepare = Callable[[Any, "Context | None", float], Any]
+    W = TypeVar("W", bound="_Wrapped")
 
 _DROP = object()
 _INF = float("inf")
@@ -57,48 +60,129 @@ class MeterProvider(api.MeterProvider):
     After `shutdown` it goes on accepting measurements, which the SDK drops.
 
     Args:
-        inner: The SDK's provider, with views and readers.
+        inner: The SDK's provider, with views and readers; None: there is none until `attach` is called.
         registry: Which instruments and attributes are known.
         bounds: The shared bounds of open attribute values.
         content: Which attributes never become labels; default all that hold content.
         llm_providers: Providers of LLM calls by server.
+        on_first: Called by the thread that takes the first measurement, before it is taken, and again after each
+            `detach`; attaches a provider if there is none.
     """
 
     def __init__(
         self,
-        inner: SdkMeterProvider,
+        inner: SdkMeterProvider | None,
         registry: Registry,
         bounds: Bounds,
         content: Content | None = None,
         llm_providers: LlmProviders | None = None,
+        on_first: Callable[[], None] | None = None,
     ) -> None:
-        self._inner = inner
-        content = content or Content()
-        self._preparers = _preparers(registry, bounds, content, llm_providers)
-        self._others = _bounder((), content)
+        self._registry = registry
+        self._content = content or Content()
+        self._llm_providers = llm_providers
+        self._on_first = on_first
+        self._measured = on_first is None
+        self._meters: WeakSet[_Meter] = WeakSet()
+        self._lock = RLock()  # reentrant: the SDK logs while it creates, and a handler of the application may measure
+        self._others = _bounder((), self._content)
+        self._use(inner, bounds)
         _ATTRIBUTE_LOG.addFilter(_COUNT_COMPLAINTS)
+
+    def _use(self, inner: SdkMeterProvider | None, bounds: Bounds) -> None:
+        self._inner = inner
+        self._preparers = _preparers(self._registry, bounds, self._content, self._llm_providers)
 
     def get_meter(
         self, name: str, version: str | None = None, schema_url: str | None = None, attributes: Attributes = None
     ) -> api.Meter:
         """Return a meter whose instruments bound, mark and never fail."""
-        return _Meter(self._inner.get_meter(name, version, schema_url, attributes), self._preparers, self._others)
+        with self._lock:
+            meter = _Meter(self, name, version, schema_url, attributes)
+            meter.attach()
+            self._meters.add(meter)
+        return meter
+
+    def attach(self, inner: SdkMeterProvider, bounds: Bounds) -> None:
+        """Give what measures, now and later, to *inner*: every instrument is made again there.
+
+        Args:
+            inner: As for the class.
+            bounds: As for the class.
+        """
+        with self._lock:
+            self._use(inner, bounds)
+            for meter in list(self._meters):
+                meter.attach()
+
+    def detach(self) -> None:
+        """Let go of the SDK's provider without a word to it, and of every lock that another thread may have held.
+
+        For the child of a fork, where the provider and its counts are the parent's, and for a process that turns out to
+        measure nothing. The next measurement calls ``on_first`` again.
+        """
+        self._lock = RLock()
+        self._inner, self._measured = None, self._on_first is None
+        for meter in list(self._meters):
+            meter.attach()
+
+    @property
+    def measured(self) -> bool:
+        """Whether anything was measured since the start or the last `detach`; observed values do not count."""
+        return self._measured
+
+    def measure_first(self) -> None:
+        """Call ``on_first``, and bind all instruments to the SDK's, so that no later measurement comes here."""
+        with self._lock:
+            if self._measured:
+                return
+            self._measured = True  # before the call, which may measure something itself
+            try:
+                if self._on_first is not None:
+                    self._on_first()
+            finally:
+                for meter in list(self._meters):
+                    meter.attach()
 
     def add_metric_reader(self, reader: MetricReader) -> None:
-        """Add a reader to the SDK's provider; it sees what is recorded from now on."""
-        self._inner.add_metric_reader(reader)
+        """Add a reader to the SDK's provider, if there is one; it sees what is recorded from now on."""
+        if self._inner is not None:
+            self._inner.add_metric_reader(reader)
 
     def remove_metric_reader(self, reader: MetricReader) -> None:
         """Remove a reader from the SDK's provider."""
-        self._inner.remove_metric_reader(reader)
+        if self._inner is not None:
+            self._inner.remove_metric_reader(reader)
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
         """Collect and export now; see the SDK's provider."""
-        return self._inner.force_flush(timeout_millis)
+        return self._inner is None or self._inner.force_flush(timeout_millis)
 
     def shutdown(self, timeout_millis: float = 30_000) -> None:
         """Collect and export for the last time; see the SDK's provider."""
-        self._inner.shutdown(timeout_millis)
+        if self._inner is not None:
+            self._inner.shutdown(timeout_millis)
+
+    # ---- for the meters ----
+
+    def sdk_meter(self, meter: _Meter) -> api.Meter | None:
+        """Return the SDK's meter of the same scope as *meter*, if there is one."""
+        if self._inner is None:
+            return None
+        return self._inner.get_meter(meter.name, meter.version, meter.schema_url, meter.attributes)
+
+    def preparer(self, name: str, scope: str) -> Prepare:
+        """Return what prepares the attributes of the instrument *name* of the meter *scope*."""
+        name = name.lower()
+        found = self._preparers.get(name, self._others)
+        if name.startswith(_HTTP_SERVER) and scope not in _OWN_METERS:
+            return _inbound(found, name)
+        return found
+
+    @property
+    def lock(self) -> RLock:
+        """The lock under which instruments are made and attached."""
+        return self._lock
 
 
 class _CountComplaints(logging.Filter):
@@ -282,26 +366,50 @@ def _inbound(prepare: Prepare, instrument: str) -> Prepare:
 
 
 class _Meter(api.Meter):
-    """A meter that wraps what the SDK's creates."""
+    """A meter that wraps what the SDK's creates, and creates it again in whatever provider comes later."""
 
-    def __init__(self, inner: api.Meter, preparers: Mapping[str, Prepare], others: Prepare) -> None:
-        super().__init__(inner.name, inner.version, inner.schema_url)
-        self._sdk = inner
-        self._preparers = preparers
-        self._others = others
+    def __init__(
+        self, provider: MeterProvider, name: str, version: str | None, schema_url: str | None, attributes: Attributes
+    ) -> None:
+        super().__init__(name, version, schema_url)
+        self.attributes = attributes
+        self._provider = provider
+        self._sdk: api.Meter | None = None
+        self._wrapped: WeakSet[_Wrapped] = WeakSet()
+        # As in the SDK, an instrument that is asked for again is the first one.
+        self._observed: dict[tuple[str, str, str, str], Callable[[api.Meter], Any]] = {}
 
-    def _preparer(self, name: str) -> Prepare:
-        name = name.lower()
-        found = self._preparers.get(name, self._others)
-        if name.startswith(_HTTP_SERVER) and self.name not in _OWN_METERS:
-            return _inbound(found, name)
-        return found
+    def attach(self) -> None:
+        """Make all instruments again in the provider's present SDK provider; call it under the provider's lock."""
+        self._sdk = self._provider.sdk_meter(self)
+        for wrapped in list(self._wrapped):
+            self._bind(wrapped)
+        if self._sdk is not None:
+            for create in self._observed.values():
+                create(self._sdk)
+
+    def _bind(self, wrapped: _Wrapped) -> None:
+        prepare = self._provider.preparer(wrapped.name, self.name)
+        if self._provider.measured:
+            wrapped.bind(wrapped.create(self._sdk) if self._sdk is not None else _NOWHERE, prepare)
+        else:
+            if self._sdk is not None:
+                wrapped.create(
+                    self._sdk
+                )  # the SDK says at creation, not at the first measurement, what it thinks of it
+            wrapped.bind(_First(self._provider, wrapped), _as_they_are)
+
+    def _wrap(self, wrapped: W) -> W:
+        with self._provider.lock:
+            self._wrapped.add(wrapped)
+            self._bind(wrapped)
+        return wrapped
 
     def create_counter(self, name: str, unit: str = "", description: str = "") -> api.Counter:
-        return _Counter(self._sdk.create_counter(name, unit, description), name, self._preparer(name))
+        return self._wrap(_Counter(name, lambda meter: meter.create_counter(name, unit, description)))
 
     def create_up_down_counter(self, name: str, unit: str = "", description: str = "") -> api.UpDownCounter:
-        return _UpDownCounter(self._sdk.create_up_down_counter(name, unit, description), name, self._preparer(name))
+        return self._wrap(_UpDownCounter(name, lambda meter: meter.create_up_down_counter(name, unit, description)))
 
     def create_histogram(
         self,
@@ -311,44 +419,93 @@ class _Meter(api.Meter):
         *,
         explicit_bucket_boundaries_advisory: Sequence[float] | None = None,
     ) -> api.Histogram:
-        inner = self._sdk.create_histogram(
-            name, unit, description, explicit_bucket_boundaries_advisory=explicit_bucket_boundaries_advisory
-        )
-        return _Histogram(inner, name, self._preparer(name))
+        def create(meter: api.Meter) -> api.Histogram:
+            bounds = explicit_bucket_boundaries_advisory
+            return meter.create_histogram(name, unit, description, explicit_bucket_boundaries_advisory=bounds)
+
+        return self._wrap(_Histogram(name, create))
 
     def create_gauge(self, name: str, unit: str = "", description: str = "") -> api._Gauge:
-        return _Gauge(self._sdk.create_gauge(name, unit, description), name, self._preparer(name))
+        return self._wrap(_Gauge(name, lambda meter: meter.create_gauge(name, unit, description)))
 
     def create_observable_counter(
         self, name: str, callbacks: Sequence[api.CallbackT] | None = None, unit: str = "", description: str = ""
     ) -> api.ObservableCounter:
-        return self._sdk.create_observable_counter(name, self._guarded(name, callbacks), unit, description)
+        self._observe("create_observable_counter", name, callbacks, unit, description)
+        return api.NoOpObservableCounter(name, None, unit, description)
 
     def create_observable_gauge(
         self, name: str, callbacks: Sequence[api.CallbackT] | None = None, unit: str = "", description: str = ""
     ) -> api.ObservableGauge:
-        return self._sdk.create_observable_gauge(name, self._guarded(name, callbacks), unit, description)
+        self._observe("create_observable_gauge", name, callbacks, unit, description)
+        return api.NoOpObservableGauge(name, None, unit, description)
 
     def create_observable_up_down_counter(
         self, name: str, callbacks: Sequence[api.CallbackT] | None = None, unit: str = "", description: str = ""
     ) -> api.ObservableUpDownCounter:
-        return self._sdk.create_observable_up_down_counter(name, self._guarded(name, callbacks), unit, description)
+        self._observe("create_observable_up_down_counter", name, callbacks, unit, description)
+        return api.NoOpObservableUpDownCounter(name, None, unit, description)
 
-    def _guarded(self, name: str, callbacks: Sequence[api.CallbackT] | None) -> list[api.CallbackT] | None:
-        if callbacks is None:
-            return None
-        prepare = self._preparer(name)
-        return [_guarded_callback(name, callback, prepare) for callback in callbacks]
+    def _observe(
+        self, kind: str, name: str, callbacks: Sequence[api.CallbackT] | None, unit: str, description: str
+    ) -> None:
+        resumed = [_resumable(callback) for callback in callbacks] if callbacks is not None else None
+
+        def create(meter: api.Meter) -> None:
+            prepare = self._provider.preparer(name, self.name)
+            guarded = [_guarded_callback(name, each, prepare) for each in resumed] if resumed is not None else None
+            getattr(meter, kind)(name, guarded, unit, description)
+
+        with self._provider.lock:
+            if self._observed.setdefault((kind, name, unit, description), create) is create and self._sdk is not None:
+                create(self._sdk)
 
 
-def _guarded_callback(name: str, callback: api.CallbackT, prepare: Prepare) -> api.CallbackT:
-    """Return *callback* with bounded attributes; what it observed before it failed is kept."""
+def _resumable(callback: api.CallbackT) -> Callable[[api.CallbackOptions], Iterable[api.Observation]]:
+    """Return *callback* as a function; a generator is primed here and resumed with the options of each collection."""
+    if callable(callback):
+        return callback
+    next(callback, None)
+    return callback.send
+
+
+def _as_they_are(attributes: Any, context: Context | None, amount: float) -> Any:  # noqa: ARG001 - a `Prepare`
+    """Leave attributes to what measures them for good."""
+    return attributes
+
+
+class _First:
+    """Stands in for every instrument until the first measurement of the process, which then goes its way."""
+
+    def __init__(self, provider: MeterProvider, wrapped: _Wrapped) -> None:
+        self._provider = provider
+        self._wrapped = wrapped
+
+    def add(self, amount: float, attributes: Attributes = None, context: Context | None = None) -> None:
+        self._provider.measure_first()
+        if not self._wrapped.gives_to(self):  # what the first measurement itself measures on its way is dropped
+            self._wrapped.measure(amount, attributes, context)
+
+    record = set = add
+
+
+class _Nowhere:
+    """Takes measurements where there is no SDK to give them to."""
+
+    def add(self, *_: object) -> None:
+        """Drop it."""
+
+    record = set = add
+
+
+_NOWHERE = _Nowhere()
+
+
+def _guarded_callback(
+    name: str, observe: Callable[[api.CallbackOptions], Iterable[api.Observation]], prepare: Prepare
+) -> api.CallbackT:
+    """Return *observe* with bounded attributes; what it observed before it failed is kept."""
     site = f"callback.{name}"
-    if not callable(callback):  # a generator, primed here and resumed with the options of each collection
-        next(callback, None)
-        observe: Callable[[api.CallbackOptions], Iterable[api.Observation]] = callback.send
-    else:
-        observe = callback
 
     def guarded(options: api.CallbackOptions) -> Iterable[api.Observation]:
         try:
@@ -375,14 +532,33 @@ def _checked(observation: api.Observation, prepare: Prepare, site: str) -> api.O
 
 
 class _Wrapped:
-    """What the synchronous instruments share: the SDK's instrument, its site, what prepares the attributes."""
+    """What the synchronous instruments share: the SDK's instrument, its site, what prepares the attributes.
+
+    Args:
+        name: As the application gave it.
+        create: Makes the SDK's instrument with a meter of the SDK.
+    """
 
     _inner: Any
+    _prepare: Prepare
 
-    def __init__(self, inner: Any, name: str, prepare: Prepare) -> None:
-        self._inner = inner
+    def __init__(self, name: str, create: Callable[[api.Meter], Any]) -> None:
+        self.name = name
+        self.create = create
         self._site = f"record.{name}"
+
+    def bind(self, inner: Any, prepare: Prepare) -> None:
+        """Give measurements, prepared by *prepare*, to *inner* from now on."""
         self._prepare = prepare
+        self._inner = inner
+
+    def gives_to(self, inner: Any) -> bool:
+        """Return whether measurements go to *inner*."""
+        return self._inner is inner
+
+    def measure(self, amount: float, attributes: Attributes, context: Context | None) -> None:
+        """Take one measurement, whatever the instrument calls that."""
+        raise NotImplementedError
 
     def _measure(
         self,
@@ -417,17 +593,25 @@ class _Counter(_Wrapped, api.Counter):
     def add(self, amount: float, attributes: Attributes = None, context: Context | None = None) -> None:
         self._measure(self._inner.add, 0, amount, attributes, context)
 
+    measure = add
+
 
 class _UpDownCounter(_Wrapped, api.UpDownCounter):
     def add(self, amount: float, attributes: Attributes = None, context: Context | None = None) -> None:
         self._measure(self._inner.add, _LOWEST, amount, attributes, context)
+
+    measure = add
 
 
 class _Histogram(_Wrapped, api.Histogram):
     def record(self, amount: float, attributes: Attributes = None, context: Context | None = None) -> None:
         self._measure(self._inner.record, 0, amount, attributes, context)
 
+    measure = record
+
 
 class _Gauge(_Wrapped, api._Gauge):  # noqa: SLF001 - the API exports its gauge under no other name
     def set(self, amount: float, attributes: Attributes = None, context: Context | None = None) -> None:
         self._measure(self._inner.set, _LOWEST, amount, attributes, context)
+
+    measure = set  # noqa: A003 - the method above

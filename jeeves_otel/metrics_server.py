@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import socket
 import sys
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,13 @@ class MetricsServer:
 
     def shutdown(self) -> None:
         """Stop serving and free the port."""
+        with suppress(OSError):  # wakes the thread that waits for connections; not everywhere, there it looks in time
+            self._server.socket.shutdown(socket.SHUT_RDWR)
         self._server.shutdown()
+        self._server.server_close()
+
+    def abandon(self) -> None:
+        """Let go of the port, of which a forked child has inherited a second end; the parent goes on serving."""
         self._server.server_close()
 
 

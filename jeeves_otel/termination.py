@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,11 +28,18 @@ _RETRY_S = 0.01
 
 def flush_before_termination(closer: Closer) -> None:
     """Let SIGTERM, where nobody handles it, run *closer* first; only the main thread can arrange that."""
+    global _handler  # noqa: PLW0603 - a process has one handler of a signal
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        handler = _Handler(closer)
-        signal.signal(signal.SIGTERM, handler)
-        if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-            os.register_at_fork(before=_hold, after_in_parent=_let_go, after_in_child=handler.leave_child)
+        _handler = _Handler(closer)
+        signal.signal(signal.SIGTERM, _handler)
+        _guard_forks()
+
+
+@cache
+def _guard_forks() -> None:
+    """Arrange, once for a process and those that it forks, that no signal is lost and that a child has the default."""
+    if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+        os.register_at_fork(before=_hold, after_in_parent=_let_go, after_in_child=_leave_parent)
 
 
 # Python forgets, in the child of a fork, a signal that has come before it was ready: so none comes before.
@@ -43,7 +51,17 @@ def _let_go() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, _mask.before)
 
 
+def _leave_parent() -> None:
+    """Give a forked child, in which there is nobody yet who could deliver, the default again."""
+    global _handler  # noqa: PLW0603 - as above
+    if _handler is not None and signal.getsignal(signal.SIGTERM) is _handler:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _handler = None
+    _let_go()
+
+
 _mask = threading.local()
+_handler: _Handler | None = None
 
 
 class _Handler:
@@ -81,12 +99,6 @@ class _Handler:
         self._same = self._same + 1 if place == self._place else 0
         self._place = place
         return self._same < _WAITS
-
-    def leave_child(self) -> None:
-        """Give a forked child, in which there is nobody who could deliver, the default again."""
-        if signal.getsignal(signal.SIGTERM) is self and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        _let_go()
 
     def _deliver_again(self) -> None:
         while number := os.read(self._wake, 1):

@@ -130,7 +130,7 @@ def test_every_open_label_of_the_contract_is_flooded() -> None:
 @pytest.mark.parametrize("flood", ADDING, ids=_name)
 def test_flood_of_one_label_is_bounded_and_loses_nothing_else(pipeline: Pipeline, flood: Flood) -> None:
     """So many values by name, the rest under `other`; every count is there, with its other labels, and counted as lost."""
-    _observe_ourselves(pipeline.meter_provider, pipeline.bounds)
+    _observe_ourselves(pipeline.meter_provider, pipeline.bounds.overflowed)
     record = _recorder(pipeline, flood)
     for number in range(VALUES):
         record(number)

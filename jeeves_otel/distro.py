@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import metrics, trace
 from opentelemetry.instrumentation.distro import BaseDistro  # type: ignore[attr-defined]  # untyped upstream
 
-from jeeves_otel import failsafe, propagators
+from jeeves_otel import failsafe, propagators, supervisors
 from jeeves_otel.documents import Finding, Level, Place, did_you_mean
 from jeeves_otel.owners import Owners
 from jeeves_otel.registry import Registry, RegistryError, load
@@ -147,8 +147,10 @@ def start(environ: dict[str, str]) -> Telemetry | None:
     """Build providers for *environ*, make them global, and say what is exported where.
 
     Returns:
-        What was set up; None if ``OTEL_SDK_DISABLED`` is true.
+        What was set up; None if ``OTEL_SDK_DISABLED`` is true, and in helpers that run nothing of the application.
     """
+    if supervisors.is_resource_tracker(sys.orig_argv):
+        return None
     settings, findings = Settings.from_env(environ)
     for finding in malformed_numbers(environ):
         findings.append(finding)
@@ -173,9 +175,12 @@ def start(environ: dict[str, str]) -> Telemetry | None:
             "JEEVES_OTEL_DECLARE: no metric has a label `%s`; %s", label, did_you_mean(label, _label_names(registry))
         )
     from jeeves_otel.prometheus import serve_current  # noqa: PLC0415 - the SDK is imported only where it is used
-    from jeeves_otel.providers import build  # noqa: PLC0415 - as above
+    from jeeves_otel.providers import Telemetry  # noqa: PLC0415 - as above
 
-    built = build(settings, registry)
+    built = Telemetry(settings, registry)
+    if not supervisors.is_fork_server(sys.orig_argv):
+        built.open()
+    supervisors.watch(built)
     trace.set_tracer_provider(built.tracer_provider)
     metrics.set_meter_provider(built.meter_provider)
     if built.logger_provider is not None:

@@ -130,6 +130,11 @@ class Telemetry:
         closer.dismiss()
         outputs.discard()  # without the lock, for which its threads may wait
 
+    def close(self) -> None:
+        """Deliver what is left, within the time allowed, of a process that ends without its exit handlers."""
+        if self._closer is not None:
+            self._closer.close()
+
     def _leave_parent(self) -> None:
         """Be nobody's process yet, in the child of a fork: counts, spans, threads and connections are the parent's."""
         with failsafe.failsafe("fork"):
@@ -171,13 +176,6 @@ class Page:
         if outputs is None:
             raise RuntimeError("the outputs of this process could not be opened")
         return outputs.page().page(accept)
-
-
-def build(settings: Settings, registry: Registry) -> Telemetry:
-    """Return providers for *settings*, with their outputs open; what cannot be made is named in ``problems``."""
-    telemetry = Telemetry(settings, registry)
-    telemetry.open()
-    return telemetry
 
 
 def _observe_ourselves(provider: MeterProvider, overflows: Callable[[], dict[str, int]]) -> None:

@@ -84,6 +84,7 @@ class MeterProvider(api.MeterProvider):
         self._on_first = on_first
         self._measured = on_first is None
         self._meters: WeakSet[_Meter] = WeakSet()
+        self._kept: set[_Meter] = set()
         self._lock = RLock()  # reentrant: the SDK logs while it creates, and a handler of the application may measure
         self._others = _bounder((), self._content)
         self._use(inner, bounds)
@@ -164,6 +165,10 @@ class MeterProvider(api.MeterProvider):
             self._inner.shutdown(timeout_millis)
 
     # ---- for the meters ----
+
+    def keep(self, meter: _Meter) -> None:
+        """Keep *meter* for good: callbacks are called whether or not anybody holds what they were registered for."""
+        self._kept.add(meter)
 
     def sdk_meter(self, meter: _Meter) -> api.Meter | None:
         """Return the SDK's meter of the same scope as *meter*, if there is one."""
@@ -401,6 +406,7 @@ class _Meter(api.Meter):
 
     def _wrap(self, wrapped: W) -> W:
         with self._provider.lock:
+            wrapped.meter = self
             self._wrapped.add(wrapped)
             self._bind(wrapped)
         return wrapped
@@ -457,6 +463,7 @@ class _Meter(api.Meter):
             getattr(meter, kind)(name, guarded, unit, description)
 
         with self._provider.lock:
+            self._provider.keep(self)
             if self._observed.setdefault((kind, name, unit, description), create) is create and self._sdk is not None:
                 create(self._sdk)
 
@@ -539,6 +546,7 @@ class _Wrapped:
         create: Makes the SDK's instrument with a meter of the SDK.
     """
 
+    meter: _Meter  # whose life must be as long, because the provider finds instruments through it
     _inner: Any
     _prepare: Prepare
 

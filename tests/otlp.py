@@ -66,17 +66,25 @@ class Receiver:
                 found[name, labels] = _value(point)
         return found
 
-    def total(self, name: str) -> float:
-        """Return the sum of a counter over all its series and all processes, each at its last export."""
-        last: dict[Any, float] = {}
+    def by_process(self, name: str) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
+        """Return ``{service.instance.id: {sorted labels: value}}`` of a counter, each at its last export."""
+        last: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
         for request in self._of(ExportMetricsServiceRequest):
             for resource in request.resource_metrics:
-                process = tuple(each.SerializeToString() for each in resource.resource.attributes)
-                for scope in resource.scope_metrics:
-                    for metric in scope.metrics:
-                        if metric.name == name:
-                            last[process] = sum(_value(point) for point in metric.sum.data_points)
-        return sum(last.values())
+                instance = {each.key: each.value.string_value for each in resource.resource.attributes}
+                for metric in (metric for scope in resource.scope_metrics for metric in scope.metrics):
+                    if metric.name == name:
+                        last[instance["service.instance.id"]] = {
+                            tuple(sorted((each.key, each.value.string_value) for each in point.attributes)): _value(
+                                point
+                            )
+                            for point in metric.sum.data_points
+                        }
+        return last
+
+    def total(self, name: str) -> float:
+        """Return the sum of a counter over all its series and all processes, each at its last export."""
+        return sum(value for series in self.by_process(name).values() for value in series.values())
 
     def spans(self) -> list[Any]:
         """Return all spans, in the order in which they arrived."""

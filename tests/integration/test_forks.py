@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Children of a process, however they are made: their own counts, under their own name, and none of them hangs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.integration.launching import APPS, LAUNCHER, environment, free_port
+from tests.otlp import HttpReceiver, Receiver, running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """Return an OTLP endpoint."""
+    yield from running(HttpReceiver)
+
+
+def _run(receiver: Receiver, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    rare = {
+        "OTEL_BSP_SCHEDULE_DELAY": "60000",
+        "OTEL_METRIC_EXPORT_INTERVAL": "60000",
+        "OTEL_TRACES_SAMPLER": "always_on",
+    }
+    return subprocess.run(
+        [LAUNCHER, sys.executable, *arguments],
+        env=environment(**{"METRICS_PORT": "0", "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, **rare, **settings}),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def _errors(receiver: Receiver) -> list[dict[str, float]]:
+    """Return ``{error type: count}`` of each process that has exported some."""
+    found = receiver.by_process("jeeves_errors_total").values()
+    return sorted(
+        ({dict(labels)["error_type"]: value for labels, value in series.items()} for series in found), key=str
+    )
+
+
+def _spans(receiver: Receiver, name: str) -> int:
+    return sum(span.name == name for span in receiver.spans())
+
+
+@pytest.mark.slow
+def test_children_forked_while_eight_threads_record_export_their_own_and_never_hang(receiver: Receiver) -> None:
+    """A fork takes place between any two instructions of the threads; 20 here, 200 with `make forks`."""
+    forks = int(os.environ.get("JEEVES_FORKS", "20"))
+    done = _run(receiver, str(APPS / "forks.py"), str(forks))
+    *children, parent = _errors(receiver)
+
+    assert (0, "") == (done.returncode, "".join(line for line in done.stderr.splitlines() if "Traceback" in line))
+    assert [{"Child": 3}] * forks == children
+    assert ["Parent"] == list(parent)
+    assert forks == _spans(receiver, "child")
+
+
+@pytest.mark.parametrize("use", ["processes", "pool", "executor"])
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_children_of_multiprocessing_export_their_own_counts(method: str, use: str, receiver: Receiver) -> None:
+    """They leave by other ways than their parent, and are delivered nevertheless."""
+    done = _run(receiver, str(APPS / "children.py"), method, use)
+    children = [errors["Child"] for errors in _errors(receiver) if "Child" in errors]
+    parents = [errors for errors in _errors(receiver) if "Parent" in errors]
+
+    assert (0, False) == (done.returncode, "Traceback" in done.stderr)
+    assert [{"Parent": 1}] == parents
+    assert (3 if use == "processes" else 6) == sum(children) == _spans(receiver, "child")
+
+
+def test_a_child_that_measures_nothing_has_no_thread_and_no_port_of_ours(receiver: Receiver) -> None:
+    """It is as cheap as without us; its parent goes on serving."""
+    script = (
+        "import os, threading, urllib.request\n"
+        "from jeeves_otel import record_error\n"
+        "record_error('Parent', 'engine')\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    links = [os.readlink(f'/proc/self/fd/{fd}') for fd in os.listdir('/proc/self/fd') if os.path.exists(f'/proc/self/fd/{fd}')]\n"
+        "    print(len(os.listdir('/proc/self/task')), sum(link.startswith('socket:') for link in links), flush=True)\n"
+        "    os._exit(0)\n"
+        "os.waitpid(child, 0)\n"
+        "port = os.environ['METRICS_PORT']\n"
+        "print(b'jeeves_errors_total' in urllib.request.urlopen(f'http://127.0.0.1:{port}/metrics').read())\n"
+    )
+    done = _run(receiver, "-c", script, METRICS_PORT=str(free_port()))
+
+    assert "1 0\nTrue\n" == done.stdout, done.stderr
+
+
+def test_helpers_of_multiprocessing_start_nothing(receiver: Receiver) -> None:
+    """The resource tracker is a Python process, so it is launched too; it measures nothing, and says nothing."""
+    script = (
+        "from multiprocessing import resource_tracker\n"
+        "resource_tracker.ensure_running()\n"
+        "resource_tracker._resource_tracker._stop()\n"
+    )
+    done = _run(receiver, "-c", script)
+
+    assert (0, 1) == (done.returncode, done.stderr.count("jeeves-otel 0.1.0 for")), done.stderr
+    assert 1 == len(receiver.by_process("process.cpu.time") or receiver.by_process("process_cpu_seconds_total"))

@@ -27,7 +27,7 @@ from jeeves_otel.outputs import Outputs
 from jeeves_otel.recording import package_version
 from jeeves_otel.redaction import Redactor
 from jeeves_otel.sampling import SamplerUnknown, WithoutExcluded, default_sampler, describe_sampler, sampler_from
-from jeeves_otel.termination import flush_before_termination
+from jeeves_otel.termination import flush_before_termination, leave_termination
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -127,6 +127,7 @@ class Telemetry:
             if outputs is None or closer is None or self.meter_provider.measured or self._spans.used:
                 return
             self._forget()
+        leave_termination()
         closer.dismiss()
         outputs.discard()  # without the lock, for which its threads may wait
 

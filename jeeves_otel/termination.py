@@ -35,6 +35,16 @@ def flush_before_termination(closer: Closer) -> None:
         _guard_forks()
 
 
+def leave_termination() -> None:
+    """Let SIGTERM be as it was before `flush_before_termination`, if nobody has taken it since; main thread only."""
+    global _handler  # noqa: PLW0603 - as above
+    if _handler is not None and threading.current_thread() is threading.main_thread():
+        if signal.getsignal(signal.SIGTERM) is _handler:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _handler.retire()
+        _handler = None
+
+
 @cache
 def _guard_forks() -> None:
     """Arrange, once for a process and those that it forks, that no signal is lost and that a child has the default."""
@@ -99,6 +109,11 @@ class _Handler:
         self._same = self._same + 1 if place == self._place else 0
         self._place = place
         return self._same < _WAITS
+
+    def retire(self) -> None:
+        """End the thread; a handler of the application that still calls this one gets the default."""
+        self._retries = _RETRIES
+        os.close(self._waked)
 
     def _deliver_again(self) -> None:
         while number := os.read(self._wake, 1):

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.helpers import poll_until
 from tests.integration.launching import APPS, LAUNCHER, environment, free_port
 from tests.otlp import HttpReceiver, Receiver, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.integration
 
@@ -110,3 +112,34 @@ def test_helpers_of_multiprocessing_start_nothing(receiver: Receiver) -> None:
 
     assert (0, 1) == (done.returncode, done.stderr.count("jeeves-otel 0.1.0 for")), done.stderr
     assert 1 == len(receiver.by_process("process.cpu.time") or receiver.by_process("process_cpu_seconds_total"))
+
+
+def test_forked_workers_of_celery_export_what_their_tasks_measured(receiver: Receiver, tmp_path: Path) -> None:
+    """Their pool leaves by os._exit without any finalizer; the signal of Celery for that is heard."""
+    settings = environment(
+        METRICS_PORT="0",
+        OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint,
+        OTEL_METRIC_EXPORT_INTERVAL="60000",
+        BROKER_FOLDER=str(tmp_path),
+        PYTHONPATH=str(APPS),
+    )
+    arguments = ["-m", "celery", "-A", "tasks", "worker", "--concurrency", "2", "--pool", "prefork"]
+    celery = subprocess.Popen(
+        [LAUNCHER, sys.executable, *arguments],
+        env=settings,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        sender = "from tasks import work\nfor _ in range(6): work.delay()"
+        subprocess.run([sys.executable, "-c", sender], env=settings, cwd=tmp_path, check=True)
+        poll_until(lambda: len(list(tmp_path.glob("done-*"))) == 6, "the tasks", timeout_s=60)
+        celery.terminate()
+        status = celery.wait(timeout=60)
+    finally:
+        celery.kill()
+        celery.communicate()
+
+    assert 0 == status
+    assert 6 == receiver.total("jeeves_errors_total")

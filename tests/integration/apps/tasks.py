@@ -2,6 +2,7 @@
 """A Celery application whose broker is a folder."""
 
 import os
+from pathlib import Path
 
 from celery import Celery
 
@@ -13,9 +14,8 @@ app.conf.broker_transport_options = {"data_folder_in": FOLDER, "data_folder_out"
 app.conf.task_ignore_result = True
 
 
-@app.task
+@app.task  # type: ignore[untyped-decorator]
 def work() -> None:
     """Record one error."""
     record_error("Task", "engine")
-    with open(f"{FOLDER}/done", "a") as done:
-        done.write("x")
+    (Path(FOLDER) / f"done-{work.request.id}").touch()

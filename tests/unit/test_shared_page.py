@@ -239,9 +239,11 @@ def test_dead_are_retired_again_and_again(join: Callable[..., Process], folder: 
 def test_who_is_retired_is_not_counted_again(join: Callable[..., Process], folder: Path) -> None:
     """A file that a crash has left beside what it is part of is no news."""
     process = join(1)
-    leave_behind(folder, 20)
-    process.turn()
-    leave_behind(folder, 20)
+    for member in ("p1-dead", "p2-dead"):
+        leave_behind(folder, 10, member)
+        process.turn()
+    for member in ("p1-dead", "p2-dead"):
+        leave_behind(folder, 10, member)
 
     assert 21 == process.shown()
     process.turn()
@@ -405,18 +407,20 @@ def test_folder_that_vanishes_while_one_joins_is_made_again(folder: Path, monkey
     process.member.leave()
 
 
-def test_lock_of_a_folder_that_was_taken_away_is_no_lock(folder: Path) -> None:
+def test_lock_of_a_folder_that_was_taken_away_is_no_lock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who has opened the file of the one before must not believe that it holds the folder."""
     folder.mkdir(parents=True)
-    here = shared_page._Folder(folder)
-    with here.locked(0) as locked:
-        first = (folder / "lock").stat().st_ino
-        (folder / "lock").rename(folder / "old")
-        (folder / "lock").touch()
-    with here.locked(0) as again:
-        second = (folder / "lock").stat().st_ino
+    real, files = shared_page._try_lock, []
 
-    assert (True, True, True) == (locked, again, first != second)
+    def lock(descriptor: int, kind: int) -> bool:
+        files.append(os.fstat(descriptor).st_ino)
+        if len(files) == 1:
+            (folder / "lock").rename(folder / "old")
+        return real(descriptor, kind)
+
+    monkeypatch.setattr(shared_page, "_try_lock", lock)
+    with shared_page._Folder(folder).locked(1) as locked:
+        assert (True, (folder / "lock").stat().st_ino) == (locked, files[-1])
 
 
 def test_joining_does_not_wait_for_a_lock_that_is_never_released(
@@ -652,6 +656,18 @@ def test_deleted_folder_is_made_again(join: Callable[..., Process], folder: Path
 
     assert (1, 21, 21) == (shown_without, one.shown(), other.shown())
     assert {"shared_page.folder": 2, "shared_page.write": 1} == failsafe.counts()
+
+
+@pytest.mark.usefixtures("lenient")
+def test_process_whose_lock_was_deleted_returns_to_what_is_left(join: Callable[..., Process], folder: Path) -> None:
+    """It belongs to the run that has left it, and clears nothing."""
+    process = join(1)
+    leave_behind(folder, 20)
+    process.turn()
+    (folder / f"{process.member._id}.lock").unlink()
+    process.turn()
+
+    assert (21, {"shared_page.folder": 1}) == (process.shown(), failsafe.counts())
 
 
 @pytest.mark.usefixtures("lenient")

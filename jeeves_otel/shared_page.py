@@ -31,7 +31,7 @@ from time import monotonic, sleep, thread_time
 from typing import TYPE_CHECKING, Any
 
 from jeeves_otel.failsafe import failsafe, swallow
-from jeeves_otel.snapshots import FORMAT, Held, Unreadable, dated, decode, encode, merged, retired
+from jeeves_otel.snapshots import FORMAT, Held, Unreadable, bounded, dated, decode, encode, merged, retired
 
 try:
     import fcntl as _fcntl
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 
     from opentelemetry.sdk.metrics.export import MetricsData
+
+    from jeeves_otel.snapshots import Limits
 
 TREE = "_JEEVES_OTEL_TREE"
 INTERVAL_S = 1.0
@@ -425,6 +427,7 @@ class Member:
         folder: See `folder_of`.
         collect: Returns what this process has measured, translated.
         merges: ``{name of a gauge: "sum", "min", "max" or "last"}``, see `snapshots.merged`.
+        limits: How many values the labels of the dead may have together, see `snapshots.bounded`.
         interval_s: Time between two snapshots while others live; seconds, > 0.
         every_turn: Called once per interval, in the thread of this member.
 
@@ -438,12 +441,14 @@ class Member:
         collect: Callable[[], MetricsData],
         merges: Mapping[str, str],
         *,
+        limits: Limits | None = None,
         interval_s: float = INTERVAL_S,
         every_turn: Callable[[], None] | None = None,
     ) -> None:
         self._folder = _Folder(folder)
         self._collect = collect
         self._merges = merges
+        self._limits = limits or {}
         self._interval_s = self._pause_s = interval_s
         self._every_turn = every_turn
         self._pid = os.getpid()
@@ -642,16 +647,20 @@ class Member:
             if not locked:
                 return
             _, retired_ids, counts = self._folder.retired()
-            collections = [counts] if counts is not None else []
             fresh = {
                 member: data
                 for member in dead
                 if member not in retired_ids and (data := self._folder.snapshot(member)) is not None
             }
             if fresh:
-                self._folder.retire(fresh, retired([*collections, *fresh.values()]), retired_ids)
+                fitting = bounded(fresh.values(), counts, lambda: self._living(dead), self._limits)
+                self._folder.retire(fresh, retired([*([counts] if counts is not None else []), *fitting]), retired_ids)
             for member in dead:
                 self._folder.remove(member)
+
+    def _living(self, dead: Collection[str]) -> list[MetricsData]:
+        snapshots = (self._folder.snapshot(member) for member in self._folder.ids().difference(dead))
+        return [data for data in snapshots if data is not None]
 
     def _sit_again(self) -> bool:
         """Return to a folder whose files were deleted; return whether that is possible."""

@@ -11,7 +11,8 @@ import json
 import math
 import operator
 from bisect import bisect_left
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.metrics import Exemplar
@@ -32,10 +33,13 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from jeeves_otel.exposition import bucket_index
 from jeeves_otel.failsafe import failsafe, swallow
-from jeeves_otel.labels import text_of
+from jeeves_otel.labels import OVERFLOW_KEY, text_of
+from jeeves_otel.registry import OTHER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+
+    from jeeves_otel.registry import Label, Registry
 
     Labels = frozenset[tuple[str, str]]
 
@@ -367,6 +371,137 @@ def _total(values: list[float], *, round_up: bool) -> float:
     return total
 
 
+def merges_of(registry: Registry) -> dict[str, str]:
+    """Return how `merged` is to merge the gauges that *registry* promises."""
+    return {metric.name: metric.merge for metric in registry.metrics.values() if metric.type == "gauge"}
+
+
+# ---- bounds ----------------------------------------------------------------------------------------------------------
+
+MOST_SERIES = 2_000  # of a metric that no view maps; OpenTelemetry specification 1.50, metrics SDK, cardinality limits
+Limits = dict[str, dict[str, "_Limit"]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Limit:
+    """How many values one open label may have, and which it has always."""
+
+    key: Any  # labels of one source have the same values, so that families can be joined on them
+    count: int
+    always: frozenset[str]
+
+
+def limits_of(registry: Registry) -> Limits:
+    """Return the bounds of all open labels that *registry* promises, as `bounded` wants them."""
+    return {
+        metric.name: {
+            label.name: _Limit(label.templates, label.limit, _always(label)) for label in metric.labels if label.is_open
+        }
+        for metric in registry.metrics.values()
+    }
+
+
+def _always(label: Label) -> frozenset[str]:
+    return frozenset({OTHER, "", label.absent or "", label.present or "", *label.known, *label.value_map.values()})
+
+
+class _Values:
+    """The values of open labels and the series of unmapped metrics that some collections have."""
+
+    def __init__(self, collections: Iterable[MetricsData], limits: Limits) -> None:
+        self.labels: dict[Any, set[str]] = {}
+        self.series: dict[tuple[str, str], set[Labels]] = {}
+        for data in collections:
+            for scope, metric in _metrics_of(data):
+                for point in metric.data.data_points:
+                    labels = _labels(point.attributes)
+                    if metric.name not in limits:
+                        self.series.setdefault((scope, metric.name), set()).add(frozenset(labels.items()))
+                    for name, limit in limits.get(metric.name, {}).items():
+                        if labels.get(name, "") not in limit.always:
+                            self.labels.setdefault(limit.key, set()).add(labels[name])
+
+
+def bounded(
+    dead: Iterable[MetricsData],
+    before: MetricsData | None,
+    living: Callable[[], Iterable[MetricsData]],
+    limits: Limits,
+) -> list[MetricsData]:
+    """Return *dead* with ``other`` for label values that would be too many beside those of *before*.
+
+    Each process bounds its own values; over months of recycled processes their union would grow without end. A value that
+    a living process has keeps its name, or its series would fall; but twice the limit is the end of that too. A metric
+    that no view maps gets the SDK's overflow series in the place of those beyond `MOST_SERIES`.
+
+    Args:
+        dead: What is to be retired.
+        before: What is retired already.
+        living: Returns what others have; called only if a limit is reached.
+        limits: See `limits_of`.
+    """
+    kept = _Values([before] if before is not None else [], limits)
+    alive = cache(lambda: _Values(living(), limits))
+
+    def keeps(held: set[Any], value: Any, most: int, of_living: Callable[[], Collection[Any]]) -> bool:
+        if value not in held and (len(held) < most or (len(held) < 2 * most and value in of_living())):
+            held.add(value)
+        return value in held
+
+    def relabelled(scope: str, metric: Metric, labels: dict[str, str]) -> dict[str, str]:
+        if metric.name not in limits:
+            where, series = (scope, metric.name), frozenset(labels.items())
+            held = kept.series.setdefault(where, set())
+            fits = keeps(held, series, MOST_SERIES, lambda: alive().series.get(where, ()))
+            return labels if fits else {OVERFLOW_KEY: "true"}
+        for name, limit in limits[metric.name].items():
+            value = labels.get(name, "")
+            held_values = kept.labels.setdefault(limit.key, set())
+            if value not in limit.always and not keeps(
+                held_values,
+                value,
+                limit.count,
+                lambda key=limit.key: alive().labels.get(key, ()),  # type: ignore[misc]
+            ):
+                labels[name] = OTHER
+        return labels
+
+    def relabel(scope: str, metric: Metric) -> Metric:
+        if _kind_of(metric) not in {COUNTER, HISTOGRAM}:
+            return metric
+        points: list[Any] = [
+            replace(point, attributes=relabelled(scope, metric, _labels(point.attributes)))
+            for point in metric.data.data_points
+        ]
+        return replace(metric, data=replace(metric.data, data_points=points))  # type: ignore[arg-type]  # of the same type
+
+    return [_mapped(data, relabel) for data in dead]
+
+
+def _metrics_of(data: MetricsData) -> Iterator[tuple[str, Metric]]:
+    for resource in data.resource_metrics:
+        for scope in resource.scope_metrics:
+            yield from ((scope.scope.name, metric) for metric in scope.metrics)
+
+
+def _mapped(data: MetricsData, change: Callable[[str, Metric], Metric]) -> MetricsData:
+    return MetricsData(
+        [
+            ResourceMetrics(
+                resource.resource,
+                [
+                    ScopeMetrics(
+                        each.scope, [change(each.scope.name, metric) for metric in each.metrics], each.schema_url
+                    )
+                    for each in resource.scope_metrics
+                ],
+                resource.schema_url,
+            )
+            for resource in data.resource_metrics
+        ]
+    )
+
+
 # ---- gauges ----------------------------------------------------------------------------------------------------------
 
 Held = dict[tuple[str, str, "Labels"], tuple[float, int]]
@@ -396,15 +531,4 @@ def dated(data: MetricsData, held: Held, merges: Mapping[str, str]) -> tuple[Met
             points.append(NumberDataPoint(point.attributes, point.start_time_unix_nano, now[key][1], point.value))
         return Metric(metric.name, metric.description, metric.unit, Gauge(points))
 
-    resources = [
-        ResourceMetrics(
-            resource.resource,
-            [
-                ScopeMetrics(each.scope, [date(each.scope.name, metric) for metric in each.metrics], each.schema_url)
-                for each in resource.scope_metrics
-            ],
-            resource.schema_url,
-        )
-        for resource in data.resource_metrics
-    ]
-    return MetricsData(resources), now
+    return _mapped(data, date), now

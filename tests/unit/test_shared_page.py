@@ -26,8 +26,10 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from jeeves_otel import failsafe, shared_page
+from jeeves_otel.exposition import render
+from jeeves_otel.registry import load
 from jeeves_otel.shared_page import ANSWER_S, TREE, FolderRefused, Holder, Member, folder_of
-from jeeves_otel.snapshots import encode
+from jeeves_otel.snapshots import encode, limits_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -248,6 +250,22 @@ def test_who_is_retired_is_not_counted_again(join: Callable[..., Process], folde
     assert 21 == process.shown()
     process.turn()
     assert (21, ["json", "json", "lock", "lock", "sock"]) == (process.shown(), names(folder))
+
+
+def test_values_of_the_dead_are_bounded_when_they_are_retired(join: Callable[..., Process], folder: Path) -> None:
+    """Recycled for months, workers leave no more label values than the registry allows."""
+    process = join(1, limits=limits_of(load(("jeeves",))))
+    for n in range(0, 300, 100):
+        points = [NumberDataPoint({"feature": f"f{n + i}"}, 1, 2, 1) for i in range(100)]
+        uses = Metric(
+            "jeeves_feature_usage_total", "", "", Sum(points, AggregationTemporality.CUMULATIVE, is_monotonic=True)
+        )
+        scope = ScopeMetrics(InstrumentationScope("jeeves_otel"), [uses], "")
+        (folder / f"p{n}-dead.json").write_bytes(encode(MetricsData([ResourceMetrics(Resource({}), [scope], "")])))
+        process.turn()
+    lines = [line for line in render(process.member.whole(), openmetrics=False).splitlines() if "_usage_total{" in line]
+
+    assert (201, True) == (len(lines), 'jeeves_feature_usage_total{feature="other"} 100.0' in lines)
 
 
 def _steps(monkeypatch: pytest.MonkeyPatch, fail_at: int | None) -> list[str]:

@@ -28,7 +28,20 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from jeeves_otel import failsafe
 from jeeves_otel.exposition import render
-from jeeves_otel.snapshots import FORMAT, Unreadable, dated, decode, encode, merged, retired
+from jeeves_otel.registry import load
+from jeeves_otel.snapshots import (
+    FORMAT,
+    MOST_SERIES,
+    Unreadable,
+    bounded,
+    dated,
+    decode,
+    encode,
+    limits_of,
+    merged,
+    merges_of,
+    retired,
+)
 
 CUMULATIVE = AggregationTemporality.CUMULATIVE
 
@@ -312,6 +325,102 @@ def test_retired_counts_take_the_place_of_the_dead() -> None:
         merged([live], [retired(dead)], {}), openmetrics=True
     )
     assert [] == points(retired(dead), "g")
+
+
+# ---- bounds ----------------------------------------------------------------------------------------------------------
+
+LIMITS = limits_of(load(("jeeves",)))
+FEATURES = "jeeves_feature_usage_total"  # up to 200 features
+CALLS, SECONDS = "jeeves_llm_calls_total", "jeeves_llm_duration_seconds"  # of the same models
+
+
+def used(*features: str) -> MetricsData:
+    """Return what a process has in which each feature was used once."""
+    return collection(counter(*(number(1, feature=each) for each in features), name=FEATURES))
+
+
+def of_features(data: MetricsData) -> dict[str, int]:
+    """Return ``{feature: uses}``."""
+    return {point.attributes["feature"]: point.value for point in points(data, FEATURES)}
+
+
+def no_living() -> list[MetricsData]:
+    """Be called only where a limit is reached."""
+    raise AssertionError
+
+
+def test_values_of_generations_of_dead_become_other_at_the_limit() -> None:
+    """Recycled for months, workers leave as many values as one process may have; no count is lost."""
+    kept: MetricsData | None = None
+    for generation in range(10):
+        dead = [used(*(f"{generation}-{n}" for n in range(50)), "always")]
+        kept = retired([*([kept] if kept else []), *bounded(dead, kept, list, LIMITS)])
+    assert kept is not None
+    found = of_features(kept)
+
+    assert (201, 510, 10) == (len(found), sum(found.values()), found["always"])
+
+
+def test_values_keep_their_names_while_there_is_room() -> None:
+    """Below the limit nothing changes, and nobody has to ask what the living have."""
+    dead = [used(*(str(n) for n in range(199))), collection(gauge(number(1.0, feature="g"), name=FEATURES))]
+
+    assert dead == bounded(dead, used("before"), no_living, LIMITS)
+
+
+def test_value_that_a_living_process_has_keeps_its_name() -> None:
+    """Or its series would fall to what the living have; at twice the limit that is the smaller harm."""
+    full = used(*(f"old-{n}" for n in range(200)))
+    features = [f"live-{n}" for n in range(250)]
+    (fitting,) = bounded([used("gone", *features)], full, lambda: [used(*features)], LIMITS)
+    found = of_features(retired([fitting]))
+
+    assert {"live-0", "live-199", "other"} <= found.keys()
+    assert (201, 51) == (len(found), found["other"])
+
+
+def test_values_that_mean_something_always_keep_their_names() -> None:
+    """What the registry knows, and what stands for absence, is not among those that are counted."""
+    names = ("openai", "unknown", "other")
+    full = collection(counter(*(number(1, provider=f"p{n}", model="m") for n in range(500)), name=CALLS))
+    dead = collection(counter(*(number(1, provider=name, model="m") for name in names), name=CALLS))
+    (fitting,) = bounded([dead], full, list, LIMITS)
+
+    assert list(names) == [point.attributes["provider"] for point in points(fitting, CALLS)]
+
+
+def test_labels_of_one_source_keep_the_same_values_in_all_families() -> None:
+    """So that families can be joined on them."""
+    full = collection(counter(*(number(1, provider="openai", model=f"m{n}") for n in range(1_000)), name=CALLS))
+    dead = collection(
+        counter(number(1, provider="openai", model="new"), number(1, provider="openai", model="m7"), name=CALLS),
+        counter(number(1, provider="openai", model="m7"), number(1, provider="openai", model="new"), name=SECONDS),
+    )
+    (fitting,) = bounded([dead], full, list, LIMITS)
+
+    assert [["other", "m7"], ["m7", "other"]] == [
+        [point.attributes["model"] for point in points(fitting, name)] for name in (CALLS, SECONDS)
+    ]
+
+
+def test_series_that_no_view_maps_become_the_overflow_series() -> None:
+    """As the SDK does it in one process."""
+    full = collection(counter(*(number(1, a=str(n)) for n in range(MOST_SERIES))))
+    (fitting,) = bounded([collection(counter(number(2, a="0"), number(3, a="new")))], full, list, LIMITS)
+
+    assert [{"a": "0"}, {"otel.metric.overflow": "true"}] == [point.attributes for point in points(fitting, "c")]
+
+
+def test_merges_are_those_of_the_promised_gauges() -> None:
+    """A check is as bad as its worst report."""
+    merges = merges_of(load(("jeeves",)))
+
+    assert ("min", "sum", None) == (
+        merges["jeeves_health_status"], merges["jeeves_event_queue_depth"], merges.get("jeeves_llm_calls_total")
+    )  # fmt: skip
+
+
+# ---- gauges ----------------------------------------------------------------------------------------------------------
 
 
 def test_gauge_is_dated_by_its_last_change() -> None:

@@ -94,12 +94,16 @@ def folder_of(
     Processes belong together that have the same service and answer at the same places, or, if the service has no name or
     answers nowhere of its own, that one process has launched.
 
+    Raises:
+        FolderRefused: The system has no locks that end with their process, and no place for such a folder.
+
     Args:
         attributes: Of the resource.
         places: ``host:port`` of each page.
         environ: Of this process; children must inherit what is written there.
         base: An existing folder; None: the folder of the system for temporary files.
     """
+    _need_locks()
     name, namespace = (str(attributes.get(f"service.{key}") or "") for key in ("name", "namespace"))
     anonymous = not places or not name or name.startswith("unknown_service")
     # The same port of another network namespace, of a container that shares the folder, is another place.
@@ -112,6 +116,11 @@ def folder_of(
     readable = _READABLE.sub("_", "-".join([name or "unnamed", *(place.rpartition(":")[2] for place in places)]))
     readable = readable[: max(0, min(room, _LONGEST_KEY))]
     return parent / (f"{readable}-{digest}" if readable else digest)
+
+
+def _need_locks() -> None:
+    if _fcntl is None:
+        raise FolderRefused("this system has no POSIX record locks; each process answers for itself")
 
 
 def _temporary(environ: Mapping[str, str]) -> str:
@@ -366,8 +375,7 @@ def _sit(folder: _Folder, member: str, *, returning: bool = False) -> _Seat:
     Raises:
         FolderRefused: See `_make`, or the system has no such locks, or files cannot be written there.
     """
-    if _fcntl is None:
-        raise FolderRefused("this system has no POSIX record locks; each process answers for itself")
+    _need_locks()
     try:
         for _ in range(_MOST_TRIES):
             _make(folder.path)
@@ -412,12 +420,13 @@ class Holder:
 
 
 def _go(folder: _Folder, member: str, seat: _Seat) -> None:
-    with folder.locked(ANSWER_S) as locked:
-        alone = locked and not folder.living(but=member)
+    try:
+        with folder.locked(ANSWER_S) as locked:
+            if locked and not folder.living(but=member):
+                folder.clear()
+                folder.vanish()
+    finally:
         seat.give_up()
-        if alone:
-            folder.clear()
-            folder.vanish()
 
 
 class Member:
@@ -462,8 +471,9 @@ class Member:
         self._refreshed = monotonic()
         self._seat = _sit(self._folder, self._id)
         self._listener = self._listen()
+        self._thread = Thread(target=self._run, name="jeeves-otel-page", daemon=True)
         try:
-            Thread(target=self._run, name="jeeves-otel-page", daemon=True).start()
+            self._thread.start()
         except RuntimeError as error:  # at exit Python starts no threads any more
             self._seat.give_up()
             raise FolderRefused("no thread can be started; this process is not on the page of the others") from error

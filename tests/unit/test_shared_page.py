@@ -64,6 +64,13 @@ class Process:
         """Let an interval pass."""
         self.member._turn()
 
+    def without_thread(self) -> Process:
+        """End its thread, and return it: some turns change what the thread is waiting for."""
+        self.member._stopped.set()
+        self.member._wake()
+        self.member._thread.join()
+        return self
+
 
 def shown(member: Member, name: str) -> Any:
     """Return the value of one metric on the page of *member*."""
@@ -408,6 +415,19 @@ def test_last_one_out_takes_the_folder_away(folder: Path) -> None:
     assert (True, False) == (with_holder, folder.exists())
 
 
+@pytest.mark.usefixtures("lenient")
+def test_leaving_a_folder_that_is_gone_gives_up_the_lock(folder: Path) -> None:
+    """Whoever deletes it harms nobody."""
+    holder = Holder(folder)
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    holder.leave()
+
+    assert folder / f"{holder._id}.lock" not in shared_page._of_this_process
+    assert {"shared_page.leave": 1} == failsafe.counts()
+
+
 def test_folder_that_vanishes_while_one_joins_is_made_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last one out may be a moment ahead."""
     real, times = shared_page._make, []
@@ -561,6 +581,8 @@ def test_system_without_these_locks_is_refused(folder: Path, monkeypatch: pytest
     monkeypatch.setattr(shared_page, "_fcntl", None)
     with pytest.raises(FolderRefused, match="locks"):
         Process(folder)
+    with pytest.raises(FolderRefused, match="locks"):
+        folder_of(NAMED, PLACES, {})
 
 
 # ---- failures --------------------------------------------------------------------------------------------------------
@@ -662,7 +684,7 @@ def test_process_that_may_not_read_the_folder_shows_itself(
 @pytest.mark.usefixtures("lenient")
 def test_deleted_folder_is_made_again(join: Callable[..., Process], folder: Path) -> None:
     """Those who live come back with all that they have counted; the counts of the dead are gone."""
-    one, other = join(1), join(20)
+    one, other = join(1).without_thread(), join(20).without_thread()
     leave_behind(folder, 300)
     one.turn()
     for path in folder.iterdir():
@@ -679,7 +701,7 @@ def test_deleted_folder_is_made_again(join: Callable[..., Process], folder: Path
 @pytest.mark.usefixtures("lenient")
 def test_process_whose_lock_was_deleted_returns_to_what_is_left(join: Callable[..., Process], folder: Path) -> None:
     """It belongs to the run that has left it, and clears nothing."""
-    process = join(1)
+    process = join(1).without_thread()
     leave_behind(folder, 20)
     process.turn()
     (folder / f"{process.member._id}.lock").unlink()
@@ -691,7 +713,7 @@ def test_process_whose_lock_was_deleted_returns_to_what_is_left(join: Callable[.
 @pytest.mark.usefixtures("lenient")
 def test_process_that_was_taken_for_dead_does_not_count_twice(join: Callable[..., Process], folder: Path) -> None:
     """Somebody has deleted its lock: what it had measured is retired, and it takes part no longer."""
-    one, other = join(1), join(20)
+    one, other = join(1), join(20).without_thread()
     other.turn()
     (folder / f"{other.member._id}.lock").unlink()
     shared_page._of_this_process.discard(folder / f"{other.member._id}.lock")

@@ -64,6 +64,13 @@ class Process:
         """Let an interval pass."""
         self.member._turn()
 
+    def leave(self) -> None:
+        """Leave, and wait for the end of the thread."""
+        self.member.leave()
+        self.member._thread.join(30)
+        if self.member._listener is not None:
+            self.member._listener.close()  # of one that came after the thread's end
+
     def without_thread(self) -> Process:
         """End its thread, and return it: some turns change what the thread is waiting for."""
         self.member._stopped.set()
@@ -111,7 +118,7 @@ def join(folder: Path) -> Iterator[Callable[..., Process]]:
     yield make
     failsafe.set_strict(False)
     for process in joined:
-        process.member.leave()
+        process.leave()
 
 
 @pytest.fixture
@@ -194,7 +201,7 @@ def test_newcomer_makes_a_lone_process_write(join: Callable[..., Process], folde
 def test_page_that_was_answered_after_leaving_is_that_of_those_who_stayed(join: Callable[..., Process]) -> None:
     """What one has counted who left stays with the others, and the one who left shows the same."""
     one, other = join(1), join(20)
-    other.member.leave()
+    other.leave()
     one.count = 2
 
     assert (22, 22) == (one.shown(), other.shown())
@@ -204,7 +211,7 @@ def test_last_one_out_shows_its_last_page(join: Callable[..., Process], folder: 
     """A scrape at the very end must not go back, though the folder is gone."""
     process = join(1)
     leave_behind(folder, 20)
-    process.member.leave()
+    process.leave()
 
     assert (21, False) == (process.shown(), folder.exists())
 
@@ -212,7 +219,7 @@ def test_last_one_out_shows_its_last_page(join: Callable[..., Process], folder: 
 def test_nothing_is_written_after_the_last_snapshot(join: Callable[..., Process], folder: Path) -> None:
     """A snapshot that came after the lock was given up could be retired without its newest counts."""
     one, other = join(1), join(20)
-    other.member.leave()
+    other.leave()
     other.count = 99
     other.member._snapshot()
 
@@ -408,7 +415,7 @@ def test_folder_is_not_cleared_while_somebody_lives(join: Callable[..., Process]
 def test_last_one_out_takes_the_folder_away(folder: Path) -> None:
     """Nothing is left on the machine; who holds the folder only keeps it until then."""
     holder, process = Holder(folder), Process(folder, 1)
-    process.member.leave()
+    process.leave()
     with_holder = folder.exists()
     holder.leave()
 
@@ -442,7 +449,7 @@ def test_folder_that_vanishes_while_one_joins_is_made_again(folder: Path, monkey
     process = Process(folder, 1)
 
     assert (1, 2) == (process.shown(), len(times))
-    process.member.leave()
+    process.leave()
 
 
 def test_lock_of_a_folder_that_was_taken_away_is_no_lock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -737,8 +744,8 @@ def test_path_that_is_too_long_for_a_socket_costs_freshness_alone(tmp_path: Path
     other.turn()
 
     assert (21, 51, {"shared_page.socket": 2}) == (shown_before, one.shown(), failsafe.counts())
-    one.member.leave()
-    other.member.leave()
+    one.leave()
+    other.leave()
     assert not folder.exists()
 
 

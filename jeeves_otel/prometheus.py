@@ -35,6 +35,10 @@ _NOTHING_YET = MetricsData([ResourceMetrics(Resource({}), [], "")])
 class PrometheusCollector:
     """Turn one collection into one page. Safe from several threads; after a shutdown it repeats the last page.
 
+    Attributes:
+        whole: What a page shows: the collection of this process, or of all processes of the service where they share
+            one page; see `shared_page`.
+
     Args:
         reader: A cumulative in-memory reader of the SDK, attached to the meter provider.
         translate: What maps the collected metrics to the promised ones.
@@ -46,17 +50,22 @@ class PrometheusCollector:
         self._lock = Lock()
         self._exemplars: dict[tuple[Any, ...], dict[int, Exemplar]] = {}
         self._last: MetricsData | None = None
+        self.whole: Callable[[], MetricsData] = self.collect
 
     def page(self, accept: str = "") -> tuple[str, str]:
         """Collect and return ``(body, content type)`` in the best format that the ``Accept`` header *accept* names."""
         openmetrics = wants_openmetrics(accept)
+        return render(self.whole(), openmetrics=openmetrics), OPENMETRICS if openmetrics else TEXT
+
+    def collect(self) -> MetricsData:
+        """Return what this process has measured, translated, with the exemplars of earlier collections."""
         with self._lock:
             collected = self._reader.get_metrics_data()
             if collected is not None or self._last is None:
                 # Before the first measurement too, there are the series that exist from the start.
                 self._last = self._translate(collected or _NOTHING_YET)
                 self._remember_exemplars(self._last)
-            return render(self._last, openmetrics=openmetrics), OPENMETRICS if openmetrics else TEXT
+            return self._last
 
     def _remember_exemplars(self, data: MetricsData) -> None:
         # The SDK forgets its exemplars at each collection; the last one of a series must survive the scrape.

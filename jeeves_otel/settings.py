@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -115,6 +116,8 @@ class Settings:
     starlette_excluded_urls: tuple[str, ...] = ()
     exit_timeout_s: float = 2.0
     flush_on_sigterm: bool = True
+    folder: str | None = None
+    snapshot_interval_s: float = 1.0
     strict: bool = False
 
     @classmethod
@@ -263,6 +266,12 @@ def _milliseconds(text: str) -> float:
     return value / 1_000
 
 
+def _folder(text: str) -> str:
+    if Path(text).is_absolute():
+        return text
+    raise SettingsError("write an absolute path: processes of one service may start in different folders")
+
+
 def _list(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
@@ -374,6 +383,8 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("JEEVES_OTEL_RESPONSE_HEADERS", "response_headers", _truth, "true or false", "true", "Whether HTTP responses carry X-Trace-ID and X-Span-ID of the server's span, sampled or not; those that the application sets itself stay."),
     Variable("JEEVES_OTEL_EXIT_TIMEOUT", "exit_timeout_s", _milliseconds, "a time in milliseconds", "2000", "Time that telemetry may take when the process exits, in milliseconds; what is not delivered by then is lost, and said."),
     Variable("JEEVES_OTEL_FLUSH_ON_SIGTERM", "flush_on_sigterm", _truth, "true or false", "true", "Whether SIGTERM, where the application does not handle it, is let through only when telemetry is delivered or its time is over."),
+    Variable("JEEVES_OTEL_FOLDER", "folder", _folder, "a path", "", "Folder for what the processes of a service share to answer with one page; it must exist. Default: TMPDIR or /tmp, /dev/shm where that cannot be written. [What is in it](../howto/workers.md)."),
+    Variable("JEEVES_OTEL_SNAPSHOT_INTERVAL", "snapshot_interval_s", _milliseconds, "a time in milliseconds", "1000", "Time between two snapshots that a process with siblings writes, in milliseconds: as much of its counts is lost when it is killed with -9. Longer where a snapshot would cost more than 2 % of a CPU."),
     Variable("JEEVES_OTEL_STRICT", "strict", _truth, "true or false", "false", "Re-raise failures of the telemetry instead of swallowing them. For tests of the telemetry itself, never in production."),
     Variable("OTEL_SDK_DISABLED", "sdk_disabled", _standard_truth, "true or false", "false", "Turns all telemetry off."),
     Variable("OTEL_TRACES_EXPORTER", "traces_exporters", _exporters, "a list", "otlp", "Where spans go: otlp, console, none, or any installed exporter."),

@@ -16,6 +16,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from jeeves_otel import agent, failsafe, prometheus, record_agent, record_feature_usage
 from jeeves_otel.exposition import OPENMETRICS, TEXT
 from jeeves_otel.prometheus import MetricsMiddleware, PrometheusCollector, wants_openmetrics
+from jeeves_otel.snapshots import merged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -85,6 +86,15 @@ def test_page_after_shutdown_shows_the_last_counts(pipeline: Pipeline) -> None:
     pipeline.sdk_provider.shutdown()
 
     assert before == pipeline.samples()
+
+
+def test_page_shows_the_whole_of_which_the_process_is_a_part(pipeline: Pipeline) -> None:
+    """Where processes share a page, what they have measured together is shown, and not what this one has collected."""
+    record_feature_usage("export")
+    collector = pipeline.collector
+    collector.whole = lambda: merged([collector.collect(), collector.collect()], [], {})
+
+    assert 'jeeves_feature_usage_total{feature="export"} 2.0' in collector.page()[0].splitlines()
 
 
 def test_page_of_a_reader_that_has_nothing_any_more_repeats_the_last() -> None:

@@ -56,6 +56,8 @@ def test_metrics_port_truth_table(environ: dict[str, str], port: int | None) -> 
         ("JEEVES_OTEL_NAMES", "semconf", "did you mean `semconv`?"),
         ("JEEVES_OTEL_UNMAPPED", "keep", "known here: drop, pass"),
         ("JEEVES_OTEL_STRICT", "yes", "write true, false, 1 or 0"),
+        ("JEEVES_OTEL_FOLDER", "tmp", "write an absolute path"),
+        ("JEEVES_OTEL_SNAPSHOT_INTERVAL", "0", "more than 0"),
         ("OTEL_METRIC_EXPORT_INTERVAL", "0", "more than 0"),
         ("OTEL_METRIC_EXPORT_INTERVAL", "inf", "more than 0"),
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "http", "http/protobuf"),

@@ -10,14 +10,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import metrics, trace
 from opentelemetry.instrumentation.distro import BaseDistro  # type: ignore[attr-defined]  # untyped upstream
 
-from jeeves_otel import failsafe, propagators
+from jeeves_otel import awaiting, failsafe, propagators
 from jeeves_otel.documents import Finding, Level, Place, did_you_mean
 from jeeves_otel.owners import Owners
 from jeeves_otel.registry import Registry, RegistryError, load
@@ -43,6 +43,8 @@ _RUNTIME_METRICS: dict[str, list[str] | None] = {
 }
 
 
+# They are about the process, not about a library that is imported one day.
+_OF_THE_PROCESS = frozenset({"logging", "system_metrics"})
 _LOADER_LOG = logging.getLogger("opentelemetry.instrumentation.auto_instrumentation._load")
 _GROUP = "opentelemetry_instrumentor"
 _FASTAPI_EXPORTS = "FASTAPI_OTEL_AUTO_CONFIGURE"
@@ -73,7 +75,7 @@ class JeevesDistro(BaseDistro):  # type: ignore[misc]  # as above
                 _LOADER_LOG.addFilter(_not_about_sqlalchemy)
 
     def load_instrumentor(self, entry_point: EntryPoint, **kwargs: Any) -> None:
-        """Activate one instrumentation, unless another owns its library; one that fails is counted and named, and the others go on."""
+        """Activate one instrumentation when its library is imported, unless another owns that; one that fails is counted, and all others go on."""
         name, owners = entry_point.name, _owners()
         try:
             settings, _ = Settings.from_env(os.environ)
@@ -84,8 +86,13 @@ class JeevesDistro(BaseDistro):  # type: ignore[misc]  # as above
                 return
             if name == "system_metrics" and not (settings.runtime_metrics and not settings.sdk_disabled):
                 return
-            self._activate(entry_point, settings, **kwargs)
-            owners.note_activated(name, _distribution(entry_point))
+            modules = frozenset() if name in _OF_THE_PROCESS else awaiting.modules_of(entry_point)
+            activate = partial(self._activate, entry_point, settings, **kwargs)
+            if waits := bool(modules) and not awaiting.any_imported(modules):
+                awaiting.activate_on_import(modules, entry_point.module, activate, f"instrument.{name}")
+            else:
+                activate()
+            owners.note_activated(name, _distribution(entry_point), on_import=waits)
         except ModuleNotFoundError:
             raise  # the library is not installed: the launcher passes over it in silence
         except Exception as error:  # noqa: BLE001 - an instrumentation must not keep the others from loading

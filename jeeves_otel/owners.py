@@ -74,6 +74,7 @@ class Owners:
         self._installed, self._disabled, self._favoured = set(installed), set(disabled), set(favoured)
         self._version_of = version_of
         self._activated: dict[str, str] = {}
+        self._awaited: dict[str, str] = {}
         self._left_out: dict[str, str] = {}
 
     def owner_over(self, name: str) -> str | None:
@@ -126,15 +127,16 @@ class Owners:
 
     # ---- what has happened -------------------------------------------------------------------------------------------
 
-    def note_activated(self, name: str, by: str) -> None:
-        """Note that the entry point *name* of the distribution *by* has been activated."""
+    def note_activated(self, name: str, by: str, *, on_import: bool = False) -> None:
+        """Note that the entry point *name* of the distribution *by* has been activated, or will be with its library."""
+        owned = self._awaited if on_import else self._activated
         own = next((each for each in OWNERSHIPS if each.owner == name), None)
         library = own.library if own is not None else ""
         if own is None or self._can(own):
-            self._activated[library or name.removeprefix("jeeves_")] = by
+            owned[library or name.removeprefix("jeeves_")] = by
         for native, since, owner in NATIVE:
             if owner == name and self._release(native) >= since:
-                self._activated[native] = f"itself, completed by {by}"
+                owned[native] = f"itself, completed by {by}"
 
     def note_left_out(self, name: str, why: str) -> None:
         """Note that the entry point *name* has been left out."""
@@ -142,9 +144,11 @@ class Owners:
 
     def summary(self) -> str:
         """Return the line at start; empty if nothing was activated or left out."""
-        owned = [f"{', '.join(names)} by {by}" for by, names in _grouped(self._activated)]
-        skipped = [f"{', '.join(names)} left out: {why}" for why, names in _grouped(self._left_out)]
-        return "; ".join(["instrumented: " + "; ".join(owned)] * bool(owned) + skipped)
+        parts = []
+        for when, owned in (("instrumented", self._activated), ("once imported", self._awaited)):
+            if owned:
+                parts.append(f"{when}: " + "; ".join(f"{', '.join(names)} by {by}" for by, names in _grouped(owned)))
+        return "; ".join(parts + [f"{', '.join(names)} left out: {why}" for why, names in _grouped(self._left_out)])
 
 
 def _grouped(reasons: dict[str, str]) -> list[tuple[str, list[str]]]:

@@ -121,8 +121,10 @@ def _opt_ins(settings: Settings) -> dict[str, str]:
 
 
 def _distribution(entry_point: EntryPoint) -> str:
-    found = entry_point.dist
-    return f"{found.name} {found.version}" if found is not None else entry_point.value
+    if entry_point.dist is None:
+        return entry_point.value
+    metadata = entry_point.dist.metadata  # parsed once here, and again for each of its properties
+    return f"{metadata['Name']} {metadata['Version']}"
 
 
 def say_owners() -> None:

@@ -8,6 +8,7 @@ verdict per entry point, and the line at start that says them. Nothing is loaded
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
@@ -72,7 +73,7 @@ class Owners:
         version_of: Callable[[str], str] = version,
     ) -> None:
         self._installed, self._disabled, self._favoured = set(installed), set(disabled), set(favoured)
-        self._version_of = version_of
+        self._version_of = cache(version_of)  # reads and parses a file each time
         self._activated: dict[str, str] = {}
         self._awaited: dict[str, str] = {}
         self._left_out: dict[str, str] = {}

@@ -204,13 +204,16 @@ def start(environ: dict[str, str]) -> Telemetry | None:
 
 
 def _unknown_owners() -> list[Finding]:
-    known = {entry.name for entry in entry_points(group=_GROUP)}
-    place = Place("environment", 0, "JEEVES_OTEL_OWNERS")
+    owners, place = _owners(), Place("environment", 0, "JEEVES_OTEL_OWNERS")
     return [
         Finding(
-            "unknown-owner", place, f"no instrumentation is called `{name}`", did_you_mean(name, known), Level.ADVICE
+            "unknown-owner",
+            place,
+            f"no instrumentation is called `{name}`",
+            did_you_mean(name, owners.installed),
+            Level.ADVICE,
         )
-        for name in _owners().unknown()
+        for name in owners.unknown()
     ]
 
 

@@ -72,7 +72,8 @@ class Owners:
         favoured: Iterable[str] = (),
         version_of: Callable[[str], str] = version,
     ) -> None:
-        self._installed, self._disabled, self._favoured = set(installed), set(disabled), set(favoured)
+        self.installed = frozenset(installed)
+        self._disabled, self._favoured = set(disabled), set(favoured)
         self._version_of = cache(version_of)  # reads and parses a file each time
         self._activated: dict[str, str] = {}
         self._awaited: dict[str, str] = {}
@@ -83,7 +84,7 @@ class Owners:
         if name in self._favoured:
             return None
         for each in OWNERSHIPS:
-            rivals = sorted(self._favoured.intersection(each.others, self._installed))
+            rivals = sorted(self._favoured.intersection(each.others, self.installed))
             if name == each.owner and rivals and not each.shared:
                 return rivals[0]
             if name in each.others and (holder := self._holder(each)):
@@ -92,7 +93,7 @@ class Owners:
 
     def unknown(self) -> list[str]:
         """Return the favoured names that no entry point has."""
-        return sorted(self._favoured - self._installed)
+        return sorted(self._favoured - self.installed)
 
     def is_disabled(self, name: str) -> bool:
         """Return whether the user has disabled *name*: by itself, or all the names under which others measure the same."""
@@ -104,7 +105,7 @@ class Owners:
     def _holder(self, ownership: Ownership) -> str | None:
         """Return who measures what *ownership* is about: its owner, or a rival of the owner that is favoured."""
         owner = ownership.owner
-        if owner not in self._installed or self.is_disabled(owner) or not self._can(ownership):
+        if owner not in self.installed or self.is_disabled(owner) or not self._can(ownership):
             return None
         rival = self.owner_over(owner)
         return owner if rival is None else rival if ownership.shared else None

@@ -85,4 +85,4 @@ fmt: setup ## Format the code and mend what can be mended.
 
 .PHONY: clean
 clean: ## Remove everything that was installed or cached here.
-	rm -rf .venv $(NEWEST) .tools .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build
+	rm -rf .venv $(NEWEST) .tools .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .bench dist build

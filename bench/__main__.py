@@ -22,6 +22,7 @@ from bench.queried import sqlalchemy_group
 from bench.recorded import fastapi_group, http_group, llm_group
 from bench.scraped import scrape_group
 from bench.served import served_group
+from bench.started import print_starts, start_results
 from bench.timing import measure
 
 if TYPE_CHECKING:
@@ -40,16 +41,21 @@ GROUPS = {
     "sqlalchemy": sqlalchemy_group,
     "scrape": scrape_group,
 }
+START = "start"  # processes, and no events
 PACKAGES = ("opentelemetry-sdk", "prometheus-client", "fastapi", "openai", "opentelemetry-instrumentation-genai-openai")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the groups that were asked for."""
-    parser = argparse.ArgumentParser("python -m bench", description="Compare what recording and scraping cost.")
+    parser = argparse.ArgumentParser(
+        "python -m bench", description="Compare what recording, scraping and starting cost."
+    )
     parser.add_argument(
         "--rounds", type=int, default=31, help="turns of each competitor, at least 2 (default: %(default)s)"
     )
-    parser.add_argument("--only", choices=GROUPS, action="append", help="this group; may be repeated (default: all)")
+    parser.add_argument(
+        "--only", choices=[*GROUPS, START], action="append", help="this group; may be repeated (default: all)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures, in seconds per event")
     options = parser.parse_args(arguments)
     if options.rounds < 2:
@@ -58,8 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     about = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
     print(f"{', '.join(f'{name} {number}' for name, number in about.items())}; {options.rounds} rounds each, in turns")
     results: list[Result] = []
-    for name in options.only or GROUPS:
-        results += _print_table(measure(GROUPS[name](), options.rounds))
+    for name in options.only or [*GROUPS, START]:
+        if name == START:
+            starts = start_results(options.rounds)
+            print_starts(starts)
+            results += starts
+        else:
+            results += _print_table(measure(GROUPS[name](), options.rounds))
     print(f"\n{perf_counter() - start:.0f} s in all. Compare ratios of one run, never times of two.")
     if options.json:
         figures = {"about": about, "rounds": options.rounds, "results": [asdict(result) for result in results]}

@@ -25,6 +25,7 @@ MASK = "***"
 LEFT_OUT = "[left out: JEEVES_OTEL_CONTENT]"
 _FILE = Path(__file__).parent / "data" / "content.yaml"
 _LISTS = ("attributes", "cut", "events", "loggers", "asked_by")
+_VARIABLE = re.compile(r"\b[A-Z][A-Z0-9]*_[A-Z0-9_]+\b")
 _HEAD = re.compile(r"""^\s*["']?redactions?["']?\s*:""", re.MULTILINE | re.IGNORECASE)
 _NO = {"", "0", "false", "no", "none", "no_content"}
 _MOST_KEYS = 10_000  # that are remembered; an application that makes up names of attributes must not fill the memory
@@ -64,11 +65,20 @@ def kinds() -> dict[str, Kind]:
 
 def asked_by(environ: Mapping[str, str]) -> tuple[str, ...]:
     """Return the kinds that standard variables in *environ* ask for, in the order of the file."""
+    # Every start asks; hardly any has such a variable, and then the file need not be parsed, nor YAML be imported.
+    if _variables().isdisjoint(environ):
+        return ()
     return tuple(
         name
         for name, kind in kinds().items()
         if any(environ.get(variable, "").strip().lower() not in _NO for variable in kind.asked_by)
     )
+
+
+@cache
+def _variables() -> frozenset[str]:
+    """Return what is written in the file like the name of a variable."""
+    return frozenset(_VARIABLE.findall(_FILE.read_text(encoding="utf-8")))
 
 
 def _kind(name: str, node: Node) -> Kind:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import metrics, trace
 from opentelemetry.instrumentation.distro import BaseDistro  # type: ignore[attr-defined]  # untyped upstream
 
-from jeeves_otel import failsafe, propagators, supervisors
+from jeeves_otel import awaiting, failsafe, propagators, supervisors
 from jeeves_otel.documents import Finding, Level, Place, did_you_mean
 from jeeves_otel.owners import Owners
 from jeeves_otel.registry import Registry, RegistryError, load
@@ -43,6 +43,8 @@ _RUNTIME_METRICS: dict[str, list[str] | None] = {
 }
 
 
+# They are about the process, not about a library that is imported one day.
+_OF_THE_PROCESS = frozenset({"logging", "system_metrics"})
 _LOADER_LOG = logging.getLogger("opentelemetry.instrumentation.auto_instrumentation._load")
 _GROUP = "opentelemetry_instrumentor"
 _FASTAPI_EXPORTS = "FASTAPI_OTEL_AUTO_CONFIGURE"
@@ -73,7 +75,7 @@ class JeevesDistro(BaseDistro):  # type: ignore[misc]  # as above
                 _LOADER_LOG.addFilter(_not_about_sqlalchemy)
 
     def load_instrumentor(self, entry_point: EntryPoint, **kwargs: Any) -> None:
-        """Activate one instrumentation, unless another owns its library; one that fails is counted and named, and the others go on."""
+        """Activate one instrumentation when its library is imported, unless another owns that; one that fails is counted, and all others go on."""
         name, owners = entry_point.name, _owners()
         try:
             settings, _ = Settings.from_env(os.environ)
@@ -84,8 +86,13 @@ class JeevesDistro(BaseDistro):  # type: ignore[misc]  # as above
                 return
             if name == "system_metrics" and not (settings.runtime_metrics and not settings.sdk_disabled):
                 return
-            self._activate(entry_point, settings, **kwargs)
-            owners.note_activated(name, _distribution(entry_point))
+            modules = frozenset() if name in _OF_THE_PROCESS else awaiting.modules_of(entry_point)
+            activate = partial(self._activate, entry_point, settings, **kwargs)
+            if waits := bool(modules) and not awaiting.any_imported(modules):
+                awaiting.activate_on_import(modules, entry_point.module, activate, f"instrument.{name}")
+            else:
+                activate()
+            owners.note_activated(name, _distribution(entry_point), on_import=waits)
         except ModuleNotFoundError:
             raise  # the library is not installed: the launcher passes over it in silence
         except Exception as error:  # noqa: BLE001 - an instrumentation must not keep the others from loading
@@ -114,8 +121,10 @@ def _opt_ins(settings: Settings) -> dict[str, str]:
 
 
 def _distribution(entry_point: EntryPoint) -> str:
-    found = entry_point.dist
-    return f"{found.name} {found.version}" if found is not None else entry_point.value
+    if entry_point.dist is None:
+        return entry_point.value
+    metadata = entry_point.dist.metadata  # parsed once here, and again for each of its properties
+    return f"{metadata['Name']} {metadata['Version']}"
 
 
 def say_owners() -> None:
@@ -195,13 +204,16 @@ def start(environ: dict[str, str]) -> Telemetry | None:
 
 
 def _unknown_owners() -> list[Finding]:
-    known = {entry.name for entry in entry_points(group=_GROUP)}
-    place = Place("environment", 0, "JEEVES_OTEL_OWNERS")
+    owners, place = _owners(), Place("environment", 0, "JEEVES_OTEL_OWNERS")
     return [
         Finding(
-            "unknown-owner", place, f"no instrumentation is called `{name}`", did_you_mean(name, known), Level.ADVICE
+            "unknown-owner",
+            place,
+            f"no instrumentation is called `{name}`",
+            did_you_mean(name, owners.installed),
+            Level.ADVICE,
         )
-        for name in _owners().unknown()
+        for name in owners.unknown()
     ]
 
 

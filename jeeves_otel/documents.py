@@ -7,18 +7,16 @@ with place and way out, so that a reader can go on and report all of them at onc
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from enum import Enum
 from math import isfinite
 from typing import TYPE_CHECKING
 
-import yaml
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    import yaml
+
 _STRING, _INT, _FLOAT, _BOOL, _NULL = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null"))
 
 
@@ -85,17 +83,28 @@ class Node:
     @property
     def is_list(self) -> bool:
         """Whether the node is a sequence."""
-        return isinstance(self._raw, yaml.SequenceNode)
+        return self._kind == "sequence"
 
     @property
     def is_mapping(self) -> bool:
         """Whether the node is a mapping."""
-        return isinstance(self._raw, yaml.MappingNode)
+        return self._kind == "mapping"
 
     @property
     def is_null(self) -> bool:
         """Whether the node is an explicit or empty null."""
-        return isinstance(self._raw, yaml.ScalarNode) and self._raw.tag == _NULL
+        return self._scalar(_NULL) is not None
+
+    @property
+    def _kind(self) -> str:
+        """``scalar``, ``sequence`` or ``mapping``, as PyYAML calls them; empty if there is nothing."""
+        return str(getattr(self._raw, "id", ""))
+
+    def _scalar(self, *tags: str) -> str | None:
+        """Return what is written here if it is a scalar with one of *tags*."""
+        return (
+            str(self._raw.value) if self._raw is not None and self._kind == "scalar" and self._raw.tag in tags else None
+        )
 
     def fields(self, known: Iterable[str] | None = None, required: Iterable[str] = ()) -> dict[str, Node]:
         """Return the mapping's entries by key, in file order.
@@ -104,7 +113,7 @@ class Node:
             known: Keys that may appear; any other is a finding that names the nearest one. None allows all.
             required: Keys that must appear.
         """
-        if not isinstance(self._raw, yaml.MappingNode):
+        if self._raw is None or not self.is_mapping:
             self.report("not-a-mapping", "a mapping is expected here", "write `key: value` lines, indented")
             return {}
         entries: dict[str, Node] = {}
@@ -134,7 +143,7 @@ class Node:
 
     def items(self) -> Iterator[Node]:
         """Yield the entries of a sequence; a single scalar or mapping counts as a sequence of one."""
-        if isinstance(self._raw, yaml.SequenceNode):
+        if self._raw is not None and self.is_list:
             for index, raw in enumerate(self._raw.value):
                 place = Place(self.where.file, raw.start_mark.line + 1, f"{self.where.key}[{index}]")
                 yield Node(self._document, raw, place)
@@ -143,8 +152,9 @@ class Node:
 
     def text(self) -> str:
         """Return the scalar as text; a number keeps its spelling."""
-        if isinstance(self._raw, yaml.ScalarNode) and self._raw.tag in {_STRING, _INT, _FLOAT}:
-            return str(self._raw.value)
+        written = self._scalar(_STRING, _INT, _FLOAT)
+        if written is not None:
+            return written
         self.report(
             "not-a-text", "a text is expected here", "write one value, quoted if it is yes, no, on, off or null"
         )
@@ -166,10 +176,9 @@ class Node:
 
     def number(self) -> float:
         """Return the scalar as a float, 0.0 if it is none."""
-        if isinstance(self._raw, yaml.ScalarNode) and self._raw.tag in {_INT, _FLOAT}:
-            value = _decimal(self._raw.value)
-            if value is not None:
-                return value
+        value = _decimal(self._scalar(_INT, _FLOAT))
+        if value is not None:
+            return value
         self.report(
             "not-a-number", "a number is expected here", "write a finite decimal without quotes, for example 0.5"
         )
@@ -177,10 +186,9 @@ class Node:
 
     def whole(self, most: int) -> int:
         """Return the scalar as a whole number, 1..*most*; 1 if it is none."""
-        if isinstance(self._raw, yaml.ScalarNode) and self._raw.tag == _INT:
-            value = _decimal(self._raw.value)
-            if value is not None and 1 <= value <= most:
-                return int(value)
+        value = _decimal(self._scalar(_INT))
+        if value is not None and 1 <= value <= most:
+            return int(value)
         self.report("not-a-whole-number", "a whole number is expected here", f"write a number from 1 up to {most}")
         return 1
 
@@ -190,14 +198,17 @@ class Node:
 
     def truth(self) -> bool:
         """Return the scalar as a boolean, False if it is none."""
-        if isinstance(self._raw, yaml.ScalarNode) and self._raw.tag == _BOOL:
-            return str(self._raw.value).lower() in {"true", "yes", "on"}
+        written = self._scalar(_BOOL)
+        if written is not None:
+            return written.lower() in {"true", "yes", "on"}
         self.report("not-a-boolean", "true or false is expected here", "write true or false, without quotes")
         return False
 
 
-def _decimal(text: str) -> float | None:
+def _decimal(text: str | None) -> float | None:
     """Return the finite number that *text* writes in decimal; YAML also has 0x10, 1:30 and .nan, which are not meant."""
+    if text is None:
+        return None
     try:
         value = float(text)
     except ValueError:
@@ -210,10 +221,12 @@ def read(text: str, file: str) -> tuple[Node, Document]:
 
     A syntax error becomes a finding and an empty mapping.
     """
+    import yaml  # noqa: PLC0415 - a library that only records without an SDK never needs it
+
     document = Document(file)
     top = Place(file, 1)
     try:
-        raw = yaml.compose(text, Loader=_LOADER)
+        raw = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         document.report("yaml-syntax", Place(file, line), f"this is not YAML: {error.problem}", "mend the syntax")
@@ -228,6 +241,8 @@ def read(text: str, file: str) -> tuple[Node, Document]:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return a hint that names the nearest of *known*, or all of them if none is near."""
+    import difflib  # noqa: PLC0415 - only where something is misspelt
+
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known) or 'nothing'}"

@@ -8,6 +8,7 @@ verdict per entry point, and the line at start that says them. Nothing is loaded
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
@@ -71,9 +72,11 @@ class Owners:
         favoured: Iterable[str] = (),
         version_of: Callable[[str], str] = version,
     ) -> None:
-        self._installed, self._disabled, self._favoured = set(installed), set(disabled), set(favoured)
-        self._version_of = version_of
+        self.installed = frozenset(installed)
+        self._disabled, self._favoured = set(disabled), set(favoured)
+        self._version_of = cache(version_of)  # reads and parses a file each time
         self._activated: dict[str, str] = {}
+        self._awaited: dict[str, str] = {}
         self._left_out: dict[str, str] = {}
 
     def owner_over(self, name: str) -> str | None:
@@ -81,7 +84,7 @@ class Owners:
         if name in self._favoured:
             return None
         for each in OWNERSHIPS:
-            rivals = sorted(self._favoured.intersection(each.others, self._installed))
+            rivals = sorted(self._favoured.intersection(each.others, self.installed))
             if name == each.owner and rivals and not each.shared:
                 return rivals[0]
             if name in each.others and (holder := self._holder(each)):
@@ -90,7 +93,7 @@ class Owners:
 
     def unknown(self) -> list[str]:
         """Return the favoured names that no entry point has."""
-        return sorted(self._favoured - self._installed)
+        return sorted(self._favoured - self.installed)
 
     def is_disabled(self, name: str) -> bool:
         """Return whether the user has disabled *name*: by itself, or all the names under which others measure the same."""
@@ -102,7 +105,7 @@ class Owners:
     def _holder(self, ownership: Ownership) -> str | None:
         """Return who measures what *ownership* is about: its owner, or a rival of the owner that is favoured."""
         owner = ownership.owner
-        if owner not in self._installed or self.is_disabled(owner) or not self._can(ownership):
+        if owner not in self.installed or self.is_disabled(owner) or not self._can(ownership):
             return None
         rival = self.owner_over(owner)
         return owner if rival is None else rival if ownership.shared else None
@@ -126,15 +129,16 @@ class Owners:
 
     # ---- what has happened -------------------------------------------------------------------------------------------
 
-    def note_activated(self, name: str, by: str) -> None:
-        """Note that the entry point *name* of the distribution *by* has been activated."""
+    def note_activated(self, name: str, by: str, *, on_import: bool = False) -> None:
+        """Note that the entry point *name* of the distribution *by* has been activated, or will be with its library."""
+        owned = self._awaited if on_import else self._activated
         own = next((each for each in OWNERSHIPS if each.owner == name), None)
         library = own.library if own is not None else ""
         if own is None or self._can(own):
-            self._activated[library or name.removeprefix("jeeves_")] = by
+            owned[library or name.removeprefix("jeeves_")] = by
         for native, since, owner in NATIVE:
             if owner == name and self._release(native) >= since:
-                self._activated[native] = f"itself, completed by {by}"
+                owned[native] = f"itself, completed by {by}"
 
     def note_left_out(self, name: str, why: str) -> None:
         """Note that the entry point *name* has been left out."""
@@ -142,9 +146,11 @@ class Owners:
 
     def summary(self) -> str:
         """Return the line at start; empty if nothing was activated or left out."""
-        owned = [f"{', '.join(names)} by {by}" for by, names in _grouped(self._activated)]
-        skipped = [f"{', '.join(names)} left out: {why}" for why, names in _grouped(self._left_out)]
-        return "; ".join(["instrumented: " + "; ".join(owned)] * bool(owned) + skipped)
+        parts = []
+        for when, owned in (("instrumented", self._activated), ("once imported", self._awaited)):
+            if owned:
+                parts.append(f"{when}: " + "; ".join(f"{', '.join(names)} by {by}" for by, names in _grouped(owned)))
+        return "; ".join(parts + [f"{', '.join(names)} left out: {why}" for why, names in _grouped(self._left_out)])
 
 
 def _grouped(reasons: dict[str, str]) -> list[tuple[str, list[str]]]:

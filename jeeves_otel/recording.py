@@ -18,6 +18,7 @@ Every operation works in three ways::
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,6 +52,7 @@ SUPPRESSED = (otel_context._SUPPRESS_INSTRUMENTATION_KEY, "suppress_instrumentat
 _HEALTH = {"healthy": 1.0, "degraded": 0.5, "failed": 0.0}
 
 
+@cache
 def package_version() -> str:
     """Return the version of the installed package, or ``0`` in a source tree that is not installed."""
     try:

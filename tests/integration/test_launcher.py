@@ -123,7 +123,7 @@ def test_start_is_said_in_two_lines_that_name_every_output_and_every_owner() -> 
     assert f"metrics → http://127.0.0.1:{port}/metrics" in log
     assert "metrics (views) → OTLP http/protobuf http://localhost:4318 every 15 s" in log
     assert "traces (10 % sampled) → OTLP http/protobuf http://localhost:4318" in log
-    assert "openai, sqlalchemy, starlette, threads by jeeves-otel" in log
+    assert "openai, sqlalchemy, starlette by jeeves-otel" in log
     assert len(lines) == 2
 
 

@@ -173,6 +173,7 @@ def start(environ: dict[str, str]) -> Telemetry | None:
             "JEEVES_OTEL_DECLARE: no metric has a label `%s`; %s", label, did_you_mean(label, _label_names(registry))
         )
     from jeeves_otel.closing import Closer  # noqa: PLC0415 - as below
+    from jeeves_otel.exporters import begin_ending, undelivered  # noqa: PLC0415 - as below
     from jeeves_otel.prometheus import serve_current  # noqa: PLC0415 - the SDK is imported only where it is used
     from jeeves_otel.providers import build  # noqa: PLC0415 - as above
     from jeeves_otel.termination import flush_before_termination  # noqa: PLC0415 - as above
@@ -185,7 +186,7 @@ def start(environ: dict[str, str]) -> Telemetry | None:
 
         set_logger_provider(built.logger_provider)
     serve_current(built.page if settings.metrics_exporters else None)
-    closer = Closer(built.stops(), settings.exit_timeout_s)
+    closer = Closer(built.stops(), settings.exit_timeout_s, begin_ending, undelivered)
     if settings.flush_on_sigterm:
         flush_before_termination(closer)
     for problem in built.problems:

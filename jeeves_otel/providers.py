@@ -35,7 +35,7 @@ from opentelemetry.sdk.trace.id_generator import IdGenerator, RandomIdGenerator
 from jeeves_otel import failsafe, stock_logs
 from jeeves_otel.cardinality import Bounds
 from jeeves_otel.content import Content, Rules, read_rules
-from jeeves_otel.exporters import ExporterMissing, endpoint, exporter_class, reporting
+from jeeves_otel.exporters import ExporterMissing, batching, endpoint, exporter_class, reporting
 from jeeves_otel.llm_providers import LlmProviders, naming
 from jeeves_otel.metering import MeterProvider
 from jeeves_otel.prometheus import PrometheusCollector
@@ -279,7 +279,7 @@ def _tracer_provider(
             exporter = reporting(
                 exporter_class("traces", name, settings), "traces", _target("traces", name, settings), prepare
             )()
-            provider.add_span_processor(BatchSpanProcessor(exporter))
+            provider.add_span_processor(batching(BatchSpanProcessor(exporter), exporter))
             outputs.append(f"traces ({describe_sampler(sampler)}) → {_target('traces', name, settings)}")
         except ExporterMissing as error:
             problems.append(f"traces are not sent to {name}: {error}")
@@ -329,7 +329,7 @@ def _logger_provider(
             exporter = reporting(
                 exporter_class("logs", name, settings), "logs", _target("logs", name, settings), redactor.logs
             )()
-            provider.add_log_record_processor(BatchLogRecordProcessor(exporter))
+            provider.add_log_record_processor(batching(BatchLogRecordProcessor(exporter), exporter))
             outputs.append(f"logs → {_target('logs', name, settings)}")
         except ExporterMissing as error:
             problems.append(f"logs are not sent to {name}: {error}")

@@ -43,7 +43,6 @@ def test_no_endpoint_delays_the_end_by_more_than_was_set(fault: str, protocol: s
         assert (SPANS, []) == (seen.delivered, seen.lines)
 
 
-@pytest.mark.xfail(strict=True, reason="closing does not ask exporters.undelivered yet")
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("fault", BAD)
 def test_what_is_lost_at_the_end_is_said_in_one_line_with_its_number(fault: str, protocol: str) -> None:
@@ -56,7 +55,6 @@ def test_what_is_lost_at_the_end_is_said_in_one_line_with_its_number(fault: str,
     assert f"to OTLP {protocol} http" in line
 
 
-@pytest.mark.xfail(strict=True, reason="closing does not ask exporters.undelivered yet")
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_an_application_whose_endpoint_hangs_answers_as_fast_and_loses_nothing_that_it_does_not_count(
     protocol: str,

@@ -218,7 +218,6 @@ def test_a_daemon_thread_that_records_on_and_on_holds_up_nothing(receiver: HttpR
     assert _times(50) == _recorded(receiver)
 
 
-@pytest.mark.xfail(strict=True, reason="closing does not ask exporters.undelivered yet")
 @pytest.mark.parametrize("protocol", [HTTP, GRPC])
 def test_ctrl_c_while_it_is_being_delivered_ends_the_wait_without_a_traceback(protocol: str) -> None:
     """Who asks twice is not kept waiting, and learns what is lost in one line."""

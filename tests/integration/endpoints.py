@@ -187,7 +187,8 @@ for line in sys.stdin:
         count.add(1)
         with trace.get_tracer("test").start_as_current_span("test"):
             pass
-    print(failsafe.counts().get("lost.traces", 0), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True)
+    seen = failsafe.counts()
+    print(seen.get("lost.traces", 0), seen.get("export.traces", 0), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True)
 """
 
 
@@ -196,14 +197,14 @@ class Loop:
 
     def __init__(self, child: subprocess.Popen[str]) -> None:
         self.child = child
-        self.lost = self.memory_kib = 0
+        self.lost = self.failed = self.memory_kib = 0
 
     def record(self, times: int) -> None:
-        """Record; note how many spans were lost so far, and the most memory that the process has had."""
+        """Record; note how many spans were lost and exports of spans failed so far, and the most memory that the process has had."""
         assert self.child.stdin is not None and self.child.stdout is not None
         self.child.stdin.write(f"{times}\n")
         self.child.stdin.flush()
-        self.lost, self.memory_kib = (int(word) for word in self.child.stdout.readline().split())
+        self.lost, self.failed, self.memory_kib = (int(word) for word in self.child.stdout.readline().split())
 
     def end(self) -> list[str]:
         """Let it end; return what it said."""
@@ -217,7 +218,7 @@ def looping(endpoint: str, protocol: str, **settings: str) -> Iterator[Loop]:
     quick = {
         "JEEVES_OTEL_EXIT_TIMEOUT": "1000",
         "OTEL_BSP_SCHEDULE_DELAY": "100",
-        "OTEL_EXPORTER_OTLP_TIMEOUT": "1",
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "2",
         "OTEL_METRIC_EXPORT_INTERVAL": "300",
     }
     child = subprocess.Popen(

@@ -17,7 +17,7 @@ from jeeves_otel import failsafe
 from jeeves_otel.stock_logs import forget_cause, last_cause
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sized
+    from collections.abc import Callable, Iterable, Sequence, Sized
 
     from jeeves_otel.settings import Settings
 
@@ -76,26 +76,34 @@ def _refuse_without_scheme(signal: str, name: str, settings: Settings) -> None:
 
 def reporting(cls: type[Any], signal: str, target: str, change: Callable[[Any], Any] | None = None) -> type[Any]:
     """Return a subclass of exporter *cls* that changes what it gets (translation, redaction), and reports what it cannot deliver to *target*."""
-    delivery = Delivery(signal, target)
+    delivery = (_Points if signal == "metrics" else _Items)(signal, target)
     _deliveries.append(delivery)
 
     class Reporting(cls):  # type: ignore[misc]  # the base is chosen at run time
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **({**_CONNECTING, **kwargs} if cls.__module__.startswith(_GRPC) else kwargs))
+
         def export(self, batch: Any, *args: Any, **kwargs: Any) -> Any:
-            delivery.begin(batch)
+            send = super().export
             try:
-                if change is not None:
-                    batch = change(batch)
-                    delivery.begin(batch)
-                result = super().export(batch, *args, **kwargs)
+                changed = batch if change is None else change(batch)
             except Exception as error:  # noqa: BLE001 - the SDK's export threads end on an exception
-                delivery.end(error)
+                delivery.refuse(batch, error)
                 return _failure(signal)
-            delivery.end(None if result is None or result.name == "SUCCESS" else ExportFailed())
-            return result
+            return delivery.send(changed, lambda part: send(part, *args, **kwargs))
+
+        def shutdown(self, *args: Any, **kwargs: Any) -> None:
+            if delivery.waiting:
+                self.export([])
+            super().shutdown(*args, **kwargs)
 
     Reporting.delivery = delivery
     Reporting.__name__ = Reporting.__qualname__ = cls.__name__
     return Reporting
+
+
+# As they come, gRPC waits up to two minutes before it connects again, longer than most Collectors are away.
+_CONNECTING = {"channel_options": (("grpc.max_reconnect_backoff_ms", 5_000),)}
 
 
 # ---- what did not arrive ---------------------------------------------------------------------------------------------
@@ -103,11 +111,12 @@ def reporting(cls: type[Any], signal: str, target: str, change: Callable[[Any], 
 _ITEMS = {"traces": "span", "metrics": "metric point", "logs": "log record"}
 
 
+_KEPT = 2_048  # as many as wait in a queue of the SDK
+_PART = 512  # as many as the SDK sends at once
+
+
 class Delivery:
     """The account of one exporter. Written by the thread that exports, read by the one that ends the process.
-
-    A span or log record of an export that fails is lost. A point of a metric is not, as long as its counts are
-    cumulative: the next export brings it, and only at the end nothing does.
 
     Args:
         signal: ``traces``, ``metrics`` or ``logs``.
@@ -118,44 +127,114 @@ class Delivery:
         self.signal = signal
         self.target = target
         self.queue: Sized = ()
-        self._under_way = self._missing = self._lost_by_failure = 0
+        self.waiting: list[Any] = []
+        self._missing = 0
+        self._asked = False
 
-    def begin(self, batch: Any) -> None:
-        """Note that *batch* is being sent."""
-        forget_cause(self.signal)
-        self._under_way = _points(batch) if self.signal == "metrics" else len(batch)
-        self._lost_by_failure = self._under_way if self.signal != "metrics" or _is_delta(batch) else 0
+    def send(self, batch: Any, export: Callable[[Any], Any]) -> Any:
+        """Send *batch* by *export*; return the result, as the SDK wants it."""
+        raise NotImplementedError
 
-    def end(self, error: Exception | None) -> None:
-        """Note how it ended: *error* is None if the endpoint has confirmed it."""
-        site, number, self._under_way = f"export.{self.signal}", self._under_way, 0
-        if self.signal == "metrics":
-            self._missing = 0
-        if error is None:
-            lost = failsafe.counts().get(f"lost.{self.signal}", 0) if failsafe.is_failing(site) else 0
-            failsafe.note_recovery(
-                site, f"{_number(lost, self.signal)} were lost since the process started" if lost else ""
-            )
-            return
-        if self._lost_by_failure:
-            failsafe.count(f"lost.{self.signal}", self._lost_by_failure)
-        if self.signal == "metrics" or _ending.begun:
-            self._missing += number
-        if _ending.begun:
-            failsafe.count(site)  # `undelivered` says it
-        else:
-            failsafe.swallow(site, error, f"{self.signal} do not reach {self.place()}; the application is not affected")
+    def refuse(self, batch: Any, error: Exception) -> None:
+        """Note that *batch* cannot be sent at all."""
+        raise NotImplementedError
 
     def owed(self) -> int:
-        """Return how many items wait or are under way, or have failed at the end of the process."""
-        return len(self.queue) + self._under_way + self._missing
+        """Return how many items no endpoint has confirmed and, at the end of the process, none will."""
+        return len(self.queue) + len(self.waiting) + self._missing
 
     def place(self) -> str:
         """Return where it goes, and why nothing arrives there, as far as that is known."""
-        cause = last_cause(self.signal) or ("no answer" if self._under_way else "no reason given")
+        cause = last_cause(self.signal) or ("no answer" if self._asked else "no reason given")
         return f"{self.target} ({cause}{': does a Collector listen there?' if _UNREACHED.search(cause) else ''})"
 
+    def _attempt(self, part: Any, export: Callable[[Any], Any]) -> tuple[Any, Exception | None]:
+        """Return the result and, if the endpoint has not confirmed *part*, what went wrong."""
+        forget_cause(self.signal)
+        self._asked = True
+        try:
+            result = export(part)
+        except Exception as error:  # noqa: BLE001 - as above
+            return _failure(self.signal), error
+        finally:
+            self._asked = False
+        return result, None if result is None or result.name == "SUCCESS" else ExportFailed()
 
+    def _note(self, error: Exception | None) -> None:
+        """Say a first failure and a first success after one; at the end of the process `undelivered` says all."""
+        site = f"export.{self.signal}"
+        if error is None:
+            lost = failsafe.counts().get(f"lost.{self.signal}", 0) if failsafe.is_failing(site) else 0
+            so_far = _listed([_number(lost, self.signal)], "lost since the process started") if lost else ""
+            failsafe.note_recovery(site, so_far)
+        elif _ending.begun:
+            failsafe.count(site)
+        else:
+            failsafe.swallow(site, error, f"{self.signal} do not reach {self.place()}; the application is not affected")
+
+    def _lose(self, number: int) -> None:
+        if number > 0:
+            failsafe.count(f"lost.{self.signal}", number)
+
+
+class _Items(Delivery):
+    """Spans or log records.
+
+    Those that the endpoint has certainly not taken, because it was down or too busy, wait for the next export; the
+    stock exporters drop them after ten seconds. What it may have taken is not sent twice, and what it refuses is lost.
+    """
+
+    def send(self, batch: Any, export: Callable[[Any], Any]) -> Any:
+        self.waiting += batch
+        size = max(_PART, len(batch))
+        result = None if self.waiting else export(batch)
+        while self.waiting:
+            part = self.waiting[:size]
+            result, error = self._attempt(part, export)
+            if error is None:
+                del self.waiting[: len(part)]
+                self._note(None)
+                continue
+            if not _NOT_TAKEN.search(last_cause(self.signal)):
+                self._drop(len(part))
+            self._drop(len(self.waiting) - _KEPT)
+            self._note(error)
+            break
+        return result
+
+    def refuse(self, batch: Any, error: Exception) -> None:
+        self.waiting[:0] = batch
+        self._drop(len(batch))
+        self._note(error)
+
+    def _drop(self, number: int) -> None:
+        """Lose the *number* items that have waited longest; none if it is not positive."""
+        self._lose(number)
+        del self.waiting[: max(0, number)]
+        if _ending.begun:
+            self._missing += max(0, number)
+
+
+class _Points(Delivery):
+    """Points of metrics: not lost, as long as they are totals, before the process ends, because each export has them all."""
+
+    def send(self, batch: Any, export: Callable[[Any], Any]) -> Any:
+        self._missing = _points(batch)
+        result, error = self._attempt(batch, export)
+        if error is None:
+            self._missing = 0
+        elif _is_delta(batch):
+            self._lose(self._missing)
+        self._note(error)
+        return result
+
+    def refuse(self, batch: Any, error: Exception) -> None:
+        self._missing = _points(batch)
+        self._note(error)
+
+
+# What the stock exporters say where nothing was taken. Any other reason, and none, may be an answer that came too late.
+_NOT_TAKEN = re.compile(r"NewConnection|NameResolution|UNAVAILABLE|RESOURCE_EXHAUSTED|answered (?:429|50[234])")
 _UNREACHED = re.compile("Connect|Resolution|UNAVAILABLE")
 
 
@@ -199,9 +278,9 @@ def undelivered(within: str = "") -> str:
     for delivery in sorted(_deliveries, key=lambda each: list(_ITEMS).index(each.signal)):
         if owed := delivery.owed():
             places.setdefault(delivery.place(), []).append(_number(owed, delivery.signal))
-    said = [f"{_listed(owed)} were not delivered{within} to {place}" for place, owed in places.items()]
+    said = [f"{_listed(owed, 'not delivered')}{within} to {place}" for place, owed in places.items()]
     if before := [_number(number, signal) for signal, number in _ending.lost_before.items()]:
-        said.append(f"{_listed(before)} were lost before the end")
+        said.append(_listed(before, "lost before the end"))
     return "; ".join(said)
 
 
@@ -209,8 +288,9 @@ def _number(number: int, signal: str) -> str:
     return f"{number} {_ITEMS[signal]}{'' if number == 1 else 's'}"
 
 
-def _listed(phrases: Iterable[str]) -> str:
-    return " and ".join(phrases)
+def _listed(phrases: Sequence[str], what: str) -> str:
+    verb = "was" if len(phrases) == 1 and phrases[0].startswith("1 ") else "were"
+    return f"{' and '.join(filter(None, [', '.join(phrases[:-1]), phrases[-1]]))} {verb} {what}"
 
 
 def _points(data: Any) -> int:
@@ -231,6 +311,8 @@ def _metrics(data: Any) -> Iterable[Any]:
 def _forget_parent() -> None:
     # What the parent owes, the parent delivers.
     global _ending  # noqa: PLW0603 - one end per process
+    for delivery in _deliveries:
+        delivery.waiting.clear()
     _deliveries.clear()
     _ending = _Ending()
 

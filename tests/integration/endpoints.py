@@ -15,13 +15,15 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from tests.faults import FAULTS, HTTP, PROTOCOLS, endpoint_that
+from tests.faults import FAULTS, HTTP, PROTOCOLS, FaultyGrpc, FaultyHttp, endpoint_that
 from tests.helpers import poll_until
 from tests.integration.launching import APPS, LAUNCHER, environment, free_port
 
@@ -173,6 +175,135 @@ def ask(port: int, requests: int) -> list[float]:
     return took[WARM_UP:]
 
 
+# ---- while it runs ---------------------------------------------------------------------------------------------------
+
+LOOP = """
+import resource, sys
+from opentelemetry import metrics, trace
+from jeeves_otel import failsafe
+count = metrics.get_meter("test").create_counter("test.count")
+for line in sys.stdin:
+    for _ in range(int(line)):
+        count.add(1)
+        with trace.get_tracer("test").start_as_current_span("test"):
+            pass
+    seen = failsafe.counts()
+    print(seen.get("lost.traces", 0), seen.get("export.traces", 0), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True)
+"""
+
+
+class Loop:
+    """A program that records as often as it is told to."""
+
+    def __init__(self, child: subprocess.Popen[str]) -> None:
+        self.child = child
+        self.lost = self.failed = self.memory_kib = 0
+
+    def record(self, times: int) -> None:
+        """Record; note how many spans were lost and exports of spans failed so far, and the most memory that the process has had."""
+        assert self.child.stdin is not None and self.child.stdout is not None
+        self.child.stdin.write(f"{times}\n")
+        self.child.stdin.flush()
+        self.lost, self.failed, self.memory_kib = (int(word) for word in self.child.stdout.readline().split())
+
+    def end(self) -> list[str]:
+        """Let it end; return what it said."""
+        _, said = self.child.communicate(timeout=60)
+        return said.splitlines()
+
+
+@contextmanager
+def looping(endpoint: str, protocol: str, **settings: str) -> Iterator[Loop]:
+    """Run a `Loop`, whose exports are quick to fail and to come."""
+    quick = {
+        "JEEVES_OTEL_EXIT_TIMEOUT": "1000",
+        "OTEL_BSP_SCHEDULE_DELAY": "100",
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "2",
+        "OTEL_METRIC_EXPORT_INTERVAL": "300",
+    }
+    child = subprocess.Popen(
+        [LAUNCHER, sys.executable, "-c", LOOP],
+        env=settings_for(protocol, endpoint, **{**quick, **settings}),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield Loop(child)
+    finally:
+        child.kill()
+        child.wait()
+        for stream in (child.stdin, child.stdout, child.stderr):
+            if stream is not None:
+                stream.close()
+
+
+class Outage:
+    """An endpoint that is *kind* of bad (a key of `FAULTS`) until it is told to be `back`."""
+
+    def __init__(self, protocol: str, kind: str) -> None:
+        self._made = FaultyHttp if protocol == HTTP else FaultyGrpc
+        self.receiver: Any = None
+        if kind == "refused":
+            self._port = free_port()
+            self.endpoint = f"http://127.0.0.1:{self._port}"
+        else:
+            self.receiver = self._made(kind)
+            self.endpoint = self.receiver.endpoint
+
+    def back(self) -> Any:
+        """Let it get well; return the receiver."""
+        if self.receiver is None:
+            self.receiver = self._made("good", self._port)
+        self.receiver.fault = "good"
+        return self.receiver
+
+
+@contextmanager
+def outage(protocol: str, kind: str) -> Iterator[Outage]:
+    """Yield an `Outage`, and stop its endpoint afterwards."""
+    made = Outage(protocol, kind)
+    yield made
+    if made.receiver is not None:
+        made.receiver.stop()
+
+
+def long_outage(protocol: str, kind: str, seconds: int = 60) -> str:
+    """Return what became of 20 spans a second before, during and after an outage, with the settings as they come."""
+    defaults = {
+        "JEEVES_OTEL_EXIT_TIMEOUT": "2000",
+        "OTEL_BSP_SCHEDULE_DELAY": "5000",
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "10",
+        "OTEL_METRIC_EXPORT_INTERVAL": "15000",
+    }
+    with outage(protocol, kind) as well, looping(well.endpoint, protocol, **defaults) as loop:
+        recorded = _record_for(seconds, loop)
+        receiver, back = well.back(), time.monotonic()
+        first: dict[str, float] = {}
+        while len(first) < 2 and time.monotonic() - back < seconds:
+            recorded += _record_for(0.2, loop)
+            for signal_name, arrived in (("spans", receiver.spans), ("counts", receiver.points)):
+                if signal_name not in first and arrived():
+                    first[signal_name] = time.monotonic() - back
+        said = loop.end()
+        counted = next(value for (name, _), value in receiver.points().items() if name == "test.count")
+    arrived = ", ".join(f"first {name} after {after:.1f} s" for name, after in first.items())
+    return (
+        f"{FAULTS[kind]} for {seconds} s, {protocol}: {arrived}; {counted:.0f} of {recorded} counted, "
+        f"{len(receiver.spans())} spans delivered, {loop.lost} lost; said: {said}"
+    )
+
+
+def _record_for(seconds: float, loop: Loop) -> int:
+    """Record 20 times a second; return how often it was."""
+    times = round(seconds * 20)
+    for _ in range(times):
+        loop.record(1)
+        time.sleep(0.05)
+    return times
+
+
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 
@@ -182,9 +313,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=int, default=5, help="of each row (default: %(default)s)")
     parser.add_argument("--only", choices=FAULTS, action="append", help="this row; may be repeated")
     parser.add_argument("--client", type=int, nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--outage", action="store_true", help="instead: an endpoint that comes back after a minute")
     options = parser.parse_args(arguments)
     if options.client:
         print(json.dumps(ask(*options.client)))
+        return
+    if options.outage:
+        cases = [(protocol, kind) for protocol in PROTOCOLS for kind in ("refused", "hangs", "busy")]
+        with ThreadPoolExecutor(len(cases)) as pool:  # each of them mostly waits
+            print(*pool.map(lambda case: long_outage(*case), cases), sep="\n")
         return
     began = time.monotonic()
     for protocol in PROTOCOLS:

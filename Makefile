@@ -35,6 +35,10 @@ traces: setup ## Send 10,000 requests through the demo, and see whether every sa
 kills: setup ## Send 200 SIGTERMs to uvicorn under load, with and without workers: nothing acknowledged is lost (about 20 min).
 	JEEVES_KILLS=200 $(RUN) pytest --timeout 3600 tests/integration/test_termination.py -k acknowledged
 
+.PHONY: endpoints
+endpoints: setup ## See what an application notices of OTLP endpoints that misbehave (about 20 min; ARGS=--help for more).
+	@$(RUN) python -m tests.integration.endpoints $(ARGS)
+
 .PHONY: test
 test: check test-all test-newest ## Lint, types, layers, generated files, and all tests, on the locked and the newest SDK.
 

@@ -33,10 +33,19 @@ class Closer:
     Args:
         stops: ``{name: function that flushes and stops one thing}``.
         timeout_s: What all of them together may take; seconds, > 0.
+        begin: Called before the stops run.
+        undelivered: Returns the line about what was lost, given how long was waited for what has not ended.
     """
 
-    def __init__(self, stops: Mapping[str, Callable[[], None]], timeout_s: float) -> None:
+    def __init__(
+        self,
+        stops: Mapping[str, Callable[[], None]],
+        timeout_s: float,
+        begin: Callable[[], None] = lambda: None,
+        undelivered: Callable[[str], str] = lambda _: "",
+    ) -> None:
         self._timeout_s = timeout_s
+        self._begin, self._undelivered = begin, undelivered
         self._pid = os.getpid()
         self._asked = Event()
         self._done = {name: Event() for name in stops}
@@ -74,15 +83,27 @@ class Closer:
         if self._closing or os.getpid() != self._pid:
             return  # the threads of a parent do not exist in its forked child
         self._closing = True
+        with failsafe("shutdown.begin"):
+            self._begin()
         self._asked.set()
-        deadline = monotonic() + self._timeout_s
-        late = [name for name, done in self._done.items() if not done.wait(max(0.0, deadline - monotonic()))]
-        if late:
-            with failsafe("shutdown.report"):
-                _log.warning("the last %s were not delivered within %g s", " and ".join(late), self._timeout_s)
+        late = self._late()
+        with failsafe("shutdown.report"):
+            within = f" within {self._timeout_s:g} s" if late else ""
+            if line := self._undelivered(within) or (
+                late and f"the last {' and '.join(late)} were not delivered{within}"
+            ):
+                _log.warning("%s", line)
         self._closed = True
         if self._after is not None:
             self._after()
+
+    def _late(self) -> list[str]:
+        """Wait as long as is allowed; return what has not ended. Who interrupts again (Ctrl-C) waits no longer."""
+        deadline = monotonic() + self._timeout_s
+        try:
+            return [name for name, done in self._done.items() if not done.wait(max(0.0, deadline - monotonic()))]
+        except KeyboardInterrupt:
+            return [name for name, done in self._done.items() if not done.is_set()]
 
     def is_closing(self) -> bool:
         """Return whether `close` is at work in this thread or another."""

@@ -92,11 +92,22 @@ def is_under_a_lock() -> bool:
     return False
 
 
-def note_recovery(site: str) -> None:
-    """Say that *site* works again, if its last call failed; its next failure is logged again."""
+def count(site: str, number: int = 1) -> None:
+    """Count *number* failures against *site* and log nothing: something else says what happened."""
+    with _lock:
+        _counts[site] = _counts.get(site, 0) + number
+
+
+def is_failing(site: str) -> bool:
+    """Return whether a failure of *site* was logged and no recovery since."""
+    return site in _failing
+
+
+def note_recovery(site: str, so_far: str = "") -> None:
+    """Say that *site* works again, if its last call failed, and what it has cost *so_far*; its next failure is logged again."""
     if site in _failing:
         _failing.discard(site)
-        _say(f"{site} works again.")
+        _say(f"{site} works again{so_far and f'; {so_far}'}.")
 
 
 def counts() -> dict[str, int]:

@@ -30,7 +30,7 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from jeeves_otel.cardinality import Bounds
-from jeeves_otel.exporters import ExporterMissing, endpoint, exporter_class, reporting
+from jeeves_otel.exporters import ExporterMissing, batching, endpoint, exporter_class, reporting
 from jeeves_otel.failsafe import failsafe
 from jeeves_otel.llm_providers import LlmProviders, naming
 from jeeves_otel.prometheus import PrometheusCollector
@@ -204,7 +204,8 @@ class Outputs:
         prepare = _span_preparer(self._settings, redactor)
         for name in self._settings.traces_exporters:
             with self._left_out_if_it_fails("traces", name):
-                processors.append(BatchSpanProcessor(self._exporter("traces", name, prepare)))
+                exporter = self._exporter("traces", name, prepare)
+                processors.append(batching(BatchSpanProcessor(exporter), exporter))
                 self.said.append(f"traces ({sampler}) → {_target('traces', name, self._settings)}")
         return processors
 
@@ -216,7 +217,8 @@ class Outputs:
         processors = []
         for name in self._settings.logs_exporters:
             with self._left_out_if_it_fails("logs", name):
-                processors.append(BatchLogRecordProcessor(self._exporter("logs", name, redactor.logs)))
+                exporter = self._exporter("logs", name, redactor.logs)
+                processors.append(batching(BatchLogRecordProcessor(exporter), exporter))
                 self.said.append(f"logs → {_target('logs', name, self._settings)}")
         return processors
 

@@ -20,6 +20,7 @@ from jeeves_otel import failsafe, stock_logs
 from jeeves_otel.cardinality import Bounds
 from jeeves_otel.closing import Closer
 from jeeves_otel.content import Content, Rules, read_rules
+from jeeves_otel.exporters import begin_ending, undelivered
 from jeeves_otel.llm_providers import LlmProviders
 from jeeves_otel.metering import MeterProvider
 from jeeves_otel.outlets import LogRecordOutlet, SpanOutlet
@@ -115,7 +116,7 @@ class Telemetry:
         self.meter_provider.attach(outputs.meter_provider, outputs.bounds)
         self._spans.attach(outputs.span_processors)
         self._records.attach(outputs.log_record_processors)
-        self._closer = Closer(outputs.stops(), self.settings.exit_timeout_s)
+        self._closer = Closer(outputs.stops(), self.settings.exit_timeout_s, begin_ending, undelivered)
         if self.settings.flush_on_sigterm:
             flush_before_termination(self._closer)
         self.outputs = outputs

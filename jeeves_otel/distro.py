@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import metrics, trace
 from opentelemetry.instrumentation.distro import BaseDistro  # type: ignore[attr-defined]  # untyped upstream
 
-from jeeves_otel import awaiting, failsafe, propagators, supervisors
+from jeeves_otel import awaiting, failsafe, launch_tree, propagators, supervisors
 from jeeves_otel.documents import Finding, Level, Place, did_you_mean
 from jeeves_otel.owners import Owners
 from jeeves_otel.registry import Registry, RegistryError, load
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("jeeves_otel")
 _telemetry: Telemetry | None = None
+# Workers and other children that a launched process launches have nothing new to say.
+_level = logging.DEBUG if launch_tree.is_descendant(os.environ) else logging.INFO
 
 # What the dashboards read; everything else that the instrumentation offers describes the machine, not the process.
 _RUNTIME_METRICS: dict[str, list[str] | None] = {
@@ -101,7 +103,11 @@ class JeevesDistro(BaseDistro):  # type: ignore[misc]  # as above
     def _activate(self, entry_point: EntryPoint, settings: Settings, **kwargs: Any) -> None:
         """Load and activate *entry_point* with what the settings mean for it."""
         if entry_point.name == "system_metrics":
-            entry_point.load()(config=dict(_RUNTIME_METRICS)).instrument(**kwargs)
+            instrumentor = partial(entry_point.load(), config=dict(_RUNTIME_METRICS))
+            instrumentor().instrument(**kwargs)
+            if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+                # There is one instance, and it measures the process that it was last made in.
+                os.register_at_fork(after_in_child=failsafe.guarded("fork.runtime_metrics", instrumentor))
         elif entry_point.name == "jeeves_sqlalchemy":
             entry_point.load()().instrument(statement_text="sql" in settings.content)
         elif entry_point.name == "logging":
@@ -130,7 +136,7 @@ def _distribution(entry_point: EntryPoint) -> str:
 def say_owners() -> None:
     """Say who measures what, and what was left out and why; the launcher calls this after all instrumentations."""
     if _telemetry is not None and (line := _owners().summary()):
-        _log.info("%s", line)
+        _log.log(_level, "%s", line)
 
 
 class JeevesConfigurator:
@@ -183,6 +189,7 @@ def start(environ: dict[str, str]) -> Telemetry | None:
         _log.warning(
             "JEEVES_OTEL_DECLARE: no metric has a label `%s`; %s", label, did_you_mean(label, _label_names(registry))
         )
+    launch_tree.token(os.environ)
     from jeeves_otel.prometheus import serve_current  # noqa: PLC0415 - the SDK is imported only where it is used
     from jeeves_otel.providers import Telemetry  # noqa: PLC0415 - as above
 
@@ -196,10 +203,10 @@ def start(environ: dict[str, str]) -> Telemetry | None:
         from opentelemetry._logs import set_logger_provider  # noqa: PLC0415 - only where log records leave
 
         set_logger_provider(built.logger_provider)
-    serve_current(built.page if settings.metrics_exporters else None)  # type: ignore[arg-type]
+    serve_current(built.page if settings.metrics_exporters else None)
     for problem in built.problems:
         _log.warning("%s", problem)
-    _log.info("%s", built.summary())
+    _log.log(_level, "%s", built.summary())
     return built
 
 

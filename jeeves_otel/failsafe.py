@@ -14,6 +14,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType, TracebackType
 
 _log = logging.getLogger("jeeves_otel")
@@ -76,6 +77,16 @@ def swallow(site: str, error: Exception, hint: str = "") -> None:
             f"{site} failed ({_describe(error)}); {hint or 'it was skipped, and the application is not affected'}. "
             f'Further failures here are only counted, in jeeves_otel_internal_errors_total{{site="{site}"}}.'
         )
+
+
+def guarded(site: str, function: Callable[[], object]) -> Callable[[], None]:
+    """Return *function* as one that never raises, for those who call back."""
+
+    def call() -> None:
+        with failsafe(site):
+            function()
+
+    return call
 
 
 def is_under_a_lock() -> bool:

@@ -33,7 +33,7 @@ from jeeves_otel.cardinality import Bounds
 from jeeves_otel.exporters import ExporterMissing, batching, endpoint, exporter_class, reporting
 from jeeves_otel.failsafe import failsafe
 from jeeves_otel.llm_providers import LlmProviders, naming
-from jeeves_otel.prometheus import PrometheusCollector
+from jeeves_otel.metrics_page import MetricsPage, places
 from jeeves_otel.settings import mask
 from jeeves_otel.translation import Translator
 from jeeves_otel.views import sdk_views
@@ -44,14 +44,13 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricsData
     from opentelemetry.sdk.resources import Resource
 
-    from jeeves_otel.metrics_server import MetricsServer
+    from jeeves_otel.prometheus import PrometheusCollector
     from jeeves_otel.redaction import Redactor
     from jeeves_otel.registry import Registry
     from jeeves_otel.settings import Settings
+    from jeeves_otel.shared_page import Holder
 
 
-# Every Python child of a launched application is launched too. It finds here which ports its parent has.
-_PAGES = "_JEEVES_OTEL_PAGES"
 _EXEMPLAR_FILTERS: dict[str, Callable[[], ExemplarFilter]] = {
     "trace_based": TraceBasedExemplarFilter,
     "always_on": AlwaysOnExemplarFilter,
@@ -86,12 +85,11 @@ class Outputs:
         self.said: list[str] = []
         self.problems: list[str] = []
         self.bounds = Bounds(registry, settings.declared_labels)
-        self.servers: list[MetricsServer] = []
-        self.collector: PrometheusCollector | None = None
-        self._settings = settings
+        self.metrics_page: MetricsPage | None = None
+        self._settings, self._registry, self._resource = settings, registry, resource
         self._started = time_ns()
         self._translate_page = self._translator(registry, keep_mapped=False)
-        page_reader = InMemoryMetricReader() if page or _wants_page(settings) else None
+        page_reader = InMemoryMetricReader() if page or places(settings) else None
         with _without_fork_handlers():
             self._pushers = self._push_readers(registry)
             self.meter_provider = SdkMeterProvider(
@@ -104,44 +102,56 @@ class Outputs:
             self.span_processors = self._span_processors(redactor, sampler)
             self.log_record_processors = self._log_record_processors(redactor)
         if page_reader is not None:
-            self.collector = PrometheusCollector(page_reader, self._translate_page)
-            self._serve(self.collector)
+            self.metrics_page = self._page_of(page_reader)
+            self.said[:0] = self.metrics_page.said
 
     def page(self) -> PrometheusCollector:
         """Return the page of this process. Where no server needs it, it is made at the first call and counts from then."""
-        if self.collector is None:
+        if self.metrics_page is None:
             reader = InMemoryMetricReader()
             self.meter_provider.add_metric_reader(reader)
-            self.collector = PrometheusCollector(reader, self._translate_page)
-        return self.collector
+            self.metrics_page = self._page_of(reader)
+        return self.metrics_page.collector
+
+    def _page_of(self, reader: InMemoryMetricReader) -> MetricsPage:
+        page = MetricsPage(reader, self._translate_page, self._settings, self._registry, self._resource)
+        self.problems += page.problems
+        return page
 
     def stops(self) -> dict[str, Callable[[], None]]:
         """Return ``{what: function that flushes and stops it}``; each may take as long as its exporters do."""
         stops: dict[str, Callable[[], None]] = {
             "traces": lambda: _shut_down(self.span_processors),
-            "metrics": self.meter_provider.shutdown,
+            "metrics": self._stop_metrics,
         }
         if self.log_record_processors:
             stops["logs"] = lambda: _shut_down(self.log_record_processors)
         return stops  # the servers' threads are daemons and end by themselves
 
-    def discard(self) -> None:
-        """Stop everything at once and send nothing: of a process that has measured nothing and will not."""
-        for server in self.servers:
-            with failsafe("outputs.discard"):
-                server.shutdown()
+    def _stop_metrics(self) -> None:
+        if self.metrics_page is not None:
+            self.metrics_page.leave()  # which collects, as long as that is possible
+        self.meter_provider.shutdown()
+
+    def discard(self) -> Holder | None:
+        """Stop everything at once and send nothing: of a process that has measured nothing and will not.
+
+        Returns:
+            What keeps the counts of the processes that this one looks after, as long as it lives.
+        """
+        holder = self.metrics_page.discard() if self.metrics_page is not None else None
         for reader in self._pushers:
             if isinstance(reader, _PushReader):
                 reader.discarded = True
         for stop in self.stops().values():
             with failsafe("outputs.discard"):
                 stop()
+        return holder
 
     def abandon(self) -> None:
         """Close what a forked child has inherited; nothing is said to anybody, for all of it is the parent's."""
-        for server in self.servers:
-            with failsafe("outputs.abandon"):
-                server.abandon()
+        if self.metrics_page is not None:
+            self.metrics_page.abandon()
 
     # ---- metrics ----
 
@@ -179,23 +189,6 @@ class Outputs:
         )
         self.said.append(f"metrics ({settings.names}) → {target} every {settings.metric_export_interval_s:g} s")
         return reader
-
-    def _serve(self, collector: PrometheusCollector) -> None:
-        from jeeves_otel.metrics_server import MetricsServer  # noqa: PLC0415 - http.server only where it serves
-
-        of_parent = os.environ.get(_PAGES, "").split(",")
-        served = []
-        for variable, host, port in _places(self._settings):
-            place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            try:
-                self.servers.append(MetricsServer(collector, host, port))
-            except OSError as error:
-                self.problems.append(_no_page(variable, place, error, parent_has_it=place in of_parent))
-            else:
-                served.append(place)
-                self.said.insert(0, f"metrics → http://{place}/metrics")
-        if served:
-            os.environ[_PAGES] = ",".join(served)
 
     # ---- traces and logs ----
 
@@ -277,33 +270,6 @@ def _without_fork_handlers() -> Iterator[None]:
 def _shut_down(processors: Iterable[Any]) -> None:
     for processor in processors:
         processor.shutdown()
-
-
-def _wants_page(settings: Settings) -> bool:
-    return bool(_places(settings))
-
-
-def _places(settings: Settings) -> list[tuple[str, str, int]]:
-    """Return ``(variable, host, port)`` of every server of the page."""
-    places = []
-    if settings.metrics_port is not None:
-        places.append(("METRICS_PORT", settings.metrics_host, settings.metrics_port))
-    if "prometheus" in settings.metrics_exporters and settings.prometheus_port:
-        places.append(("OTEL_EXPORTER_PROMETHEUS_PORT", settings.prometheus_host, settings.prometheus_port))
-    return places
-
-
-def _no_page(variable: str, place: str, error: OSError, *, parent_has_it: bool) -> str:
-    if parent_has_it:
-        return (
-            f"process {os.getpid()}: {place} is the page of the process that started this one, and does not hold what "
-            "this one measures; OTLP and jeeves_otel.prometheus.MetricsMiddleware do"
-        )
-    return (
-        f"no /metrics server: {place} cannot be bound ({error.strerror or error}); choose another port with {variable}, "
-        f"another address with {variable.replace('PORT', 'HOST')}, or turn it off with {variable}=0. "
-        "The application runs on."
-    )
 
 
 def _span_preparer(settings: Settings, redactor: Redactor) -> Callable[[Any], Any]:

@@ -8,7 +8,7 @@ thread that serves, never in the application's event loop.
 from __future__ import annotations
 
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader, MetricsData, ResourceMetrics
 from opentelemetry.sdk.resources import Resource
@@ -107,10 +107,18 @@ def wants_openmetrics(accept: str) -> bool:
 
 # ---- a route of the application --------------------------------------------------------------------------------------
 
-_current: Callable[[], PrometheusCollector] | None = None
+
+class Page(Protocol):
+    """What answers scrapes: a `PrometheusCollector`, or what finds the one of the present process."""
+
+    def page(self, accept: str = "") -> tuple[str, str]:
+        """Return ``(body, content type)`` for an ``Accept`` header."""
 
 
-def serve_current(page: Callable[[], PrometheusCollector] | None) -> None:
+_current: Callable[[], Page] | None = None
+
+
+def serve_current(page: Callable[[], Page] | None) -> None:
     """Make *page* what `MetricsMiddleware` answers from: a function, because a page that nobody serves is never made."""
     global _current  # noqa: PLW0603 - one page per process
     _current = page
@@ -137,7 +145,7 @@ class MetricsMiddleware:
         collector: Where the pages come from; None: what the launcher has set up.
     """
 
-    def __init__(self, app: AsgiApp, collector: PrometheusCollector | None = None) -> None:
+    def __init__(self, app: AsgiApp, collector: Page | None = None) -> None:
         self.app = app
         # Asked for now and not at the first scrape, because a page shows what is measured after it was made.
         self._collector = collector if collector is not None or _current is None else _current()

@@ -7,6 +7,7 @@ forked children; the outputs behind them belong to one process.
 
 from __future__ import annotations
 
+import atexit
 import os
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from jeeves_otel.registry import Registry
     from jeeves_otel.settings import Settings
+    from jeeves_otel.shared_page import Holder
 
 
 class Telemetry:
@@ -67,6 +69,7 @@ class Telemetry:
         self.meter_provider = MeterProvider(None, registry, bounds, content, providers, on_first=self.open)
         self.outputs: Outputs | None = None
         self._closer: Closer | None = None
+        self._holder: Holder | None = None
         self._has_page = False
         # Kept for good: at their end they would speak in the parent's name.
         self._of_parents: list[Outputs] = []
@@ -87,12 +90,12 @@ class Telemetry:
         said = self.outputs.said if self.outputs is not None else []
         return f"jeeves-otel {package_version()} for {service}: " + "; ".join(said or ["nothing is exported"])
 
-    def page(self) -> Page:
+    def page(self) -> PresentPage:
         """Return the page of whatever process asks for it. It counts from the first call, where no server needs it."""
         self._has_page = True  # and so do children have one, from their start
         if self.outputs is not None:
             self.outputs.page()
-        return Page(self)
+        return PresentPage(self)
 
     def open(self) -> None:
         """Open the outputs of this process, once."""
@@ -120,6 +123,7 @@ class Telemetry:
         if self.settings.flush_on_sigterm:
             flush_before_termination(self._closer)
         self.outputs = outputs
+        self._hold_no_longer()
 
     def stand_down(self) -> None:
         """Close the outputs of a process that only looks after others; what it measures nevertheless opens them again."""
@@ -130,7 +134,13 @@ class Telemetry:
             self._forget()
         leave_termination()
         closer.dismiss()
-        outputs.discard()  # without the lock, for which its threads may wait
+        self._holder = outputs.discard()  # without the lock, for which its threads may wait
+        atexit.register(self._hold_no_longer)
+
+    def _hold_no_longer(self) -> None:
+        holder, self._holder = self._holder, None
+        if holder is not None:
+            holder.leave()
 
     def close(self) -> None:
         """Deliver what is left, within the time allowed, of a process that ends without its exit handlers."""
@@ -140,8 +150,10 @@ class Telemetry:
     def _leave_parent(self) -> None:
         """Be nobody's process yet, in the child of a fork: counts, spans, threads and connections are the parent's."""
         with failsafe.failsafe("fork"):
-            outputs = self.outputs
+            outputs, holder, self._holder = self.outputs, self._holder, None
             self._forget()
+            if holder is not None:
+                holder.forget()
             failsafe.reset()
             if outputs is not None:
                 outputs.abandon()
@@ -157,7 +169,7 @@ class Telemetry:
         return self.outputs.bounds.overflowed() if self.outputs is not None else {}
 
 
-class Page:
+class PresentPage:
     """The metrics page of the process that asks for it, whichever that is: applications keep it over a fork.
 
     Args:

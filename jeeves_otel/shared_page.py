@@ -30,6 +30,7 @@ from threading import Event, Lock, Thread
 from time import monotonic, sleep, thread_time
 from typing import TYPE_CHECKING, Any
 
+from jeeves_otel import launch_tree
 from jeeves_otel.failsafe import failsafe, swallow
 from jeeves_otel.snapshots import FORMAT, Held, Unreadable, bounded, dated, decode, encode, merged, retired
 
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 
     from jeeves_otel.snapshots import Limits
 
-TREE = "_JEEVES_OTEL_TREE"
 INTERVAL_S = 1.0
 ANSWER_S = 0.25  # what all other processes together may take to bring their snapshots up to date
 JOIN_S = 1.0  # what others may keep the folder's lock while a process joins; clearing a folder takes milliseconds
@@ -81,11 +81,6 @@ class NoSocket(Exception):
 # ---- which folder ----------------------------------------------------------------------------------------------------
 
 
-def tree_of(environ: MutableMapping[str, str]) -> str:
-    """Return what all processes have in common that descend from the first of them that asked."""
-    return environ.setdefault(TREE, os.urandom(8).hex())
-
-
 def folder_of(
     attributes: Mapping[str, Any], places: Sequence[str], environ: MutableMapping[str, str], base: str | None = None
 ) -> Path:
@@ -109,7 +104,7 @@ def folder_of(
     # The same port of another network namespace, of a container that shares the folder, is another place.
     with suppress(OSError):
         namespace += f"@{Path('/proc/self/ns/net').stat().st_ino}"
-    identity = [FORMAT, namespace, name, sorted(places), tree_of(environ) if anonymous else ""]
+    identity = [FORMAT, namespace, name, sorted(places), launch_tree.token(environ) if anonymous else ""]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
     parent = Path(base or _temporary(environ)) / f"jeeves-otel-{os.geteuid()}"
     room = _LONGEST_SOCKET_PATH - 1 - _LONGEST_ID - len(os.fsencode(parent)) - 2 - len(digest) - 1
@@ -544,6 +539,12 @@ class Member:
             costly_s = max((thread_time() - cpu) / _CPU_SHARE, (monotonic() - wall) / _TIME_SHARE)
             self._pause_s = max(self._interval_s, min(costly_s, _LONGEST_PAUSE_S))
             return data
+
+    def has_company(self) -> bool:
+        """Return whether other processes share the page now."""
+        with failsafe("shared_page.read"):
+            return bool(self._folder.living(but=self._id))
+        return False
 
     # ---- asking each other -------------------------------------------------------------------------------------------
 

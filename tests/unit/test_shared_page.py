@@ -25,10 +25,10 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from jeeves_otel import failsafe, shared_page
+from jeeves_otel import failsafe, launch_tree, shared_page
 from jeeves_otel.exposition import render
 from jeeves_otel.registry import load
-from jeeves_otel.shared_page import ANSWER_S, TREE, FolderRefused, Holder, Member, folder_of
+from jeeves_otel.shared_page import ANSWER_S, FolderRefused, Holder, Member, folder_of
 from jeeves_otel.snapshots import encode, limits_of
 
 if TYPE_CHECKING:
@@ -489,7 +489,7 @@ def test_joining_does_not_wait_for_a_lock_that_is_never_released(
 
 def test_processes_of_one_service_share_a_folder() -> None:
     """Neither the environment nor who started them matters, if the service has a name and a port."""
-    one, other = (folder_of(NAMED, PLACES, {TREE: tree}, BASE) for tree in ("a", "b"))
+    one, other = (folder_of(NAMED, PLACES, {launch_tree._TOKEN: tree}, BASE) for tree in ("a", "b"))
 
     assert one == other
     assert Path(BASE) / f"jeeves-otel-{os.geteuid()}" == one.parent

@@ -3,22 +3,15 @@
 
 from __future__ import annotations
 
-import http.client
-import os
-import random
 import signal
 import subprocess
 import sys
-import time
-import urllib.request
-from contextlib import contextmanager
-from threading import Event, Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.helpers import poll_until, samples_of
-from tests.integration.launching import APPS, LAUNCHER, environment, free_port, get
+from tests.integration.launching import LAUNCHER, environment
+from tests.integration.servers import process
 from tests.otlp import HttpReceiver, Receiver, running
 
 if TYPE_CHECKING:
@@ -26,186 +19,11 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.integration
 
-REQUESTS = 20
-CLIENTS = 4
-
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     """Return an OTLP endpoint."""
     yield from running(HttpReceiver)
-
-
-@contextmanager
-def process(arguments: list[str], *, measured: bool = True, **settings: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a program of Python, under the launcher if *measured*, and end it afterwards."""
-    quiet = {"OTEL_BSP_SCHEDULE_DELAY": "60000", "OTEL_METRIC_EXPORT_INTERVAL": "60000", "METRICS_PORT": "0"}
-    child = subprocess.Popen(
-        [*([LAUNCHER] if measured else []), sys.executable, *arguments],
-        env={**environment(OTEL_TRACES_SAMPLER="always_on", **{**quiet, **settings}), "PYTHONPATH": str(APPS)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield child
-    finally:
-        child.kill()
-        child.communicate()
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5):
-            return True
-    except OSError:
-        return False
-
-
-def _served(arguments: list[str], **options: Any) -> tuple[int, str]:
-    """Start a server, send requests, send SIGTERM after the last answer; return exit status and what was said."""
-    port = free_port()
-    with process([*arguments, "--port", str(port)], **options) as server:
-        poll_until(lambda: _answers(f"http://127.0.0.1:{port}/docs"), "the server")
-        for item in range(REQUESTS):
-            assert _answers(f"http://127.0.0.1:{port}/{item}")
-        server.send_signal(signal.SIGTERM)
-        _, said = server.communicate(timeout=30)
-        return server.returncode, said
-
-
-UVICORN = ["-m", "uvicorn", "serve:app", "--log-level", "warning"]
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_everything_answered_is_delivered_by_uvicorn_before_it_ends(workers: int, receiver: Receiver) -> None:
-    """Acknowledged means delivered: spans and counts of every request, from every worker; status as without us."""
-    arguments = [*UVICORN, "--workers", str(workers)]
-    status, said = _served(arguments, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint)
-    plain, _ = _served(arguments, measured=False)
-    served = [span for span in receiver.spans() if span.name == "GET /{item}"]
-
-    assert REQUESTS == len(served)
-    assert plain == status
-    assert "Traceback" not in said
-
-
-class Load:
-    """Clients that send requests as fast as they are answered, and note what was acknowledged.
-
-    Args:
-        port: Of the server.
-    """
-
-    def __init__(self, port: int) -> None:
-        self.acknowledged: set[str] = set()
-        self._port = port
-        self._over = Event()
-        self._clients = [Thread(target=self._send, daemon=True) for _ in range(CLIENTS)]
-        for client in self._clients:
-            client.start()
-
-    def _send(self) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
-        while not self._over.is_set():
-            try:
-                connection.request("GET", "/1")
-                response = connection.getresponse()
-                response.read()
-            except (OSError, http.client.HTTPException):
-                connection.close()  # the server goes: what was not answered was not acknowledged
-                continue
-            assert response.status == 200
-            self.acknowledged.add(response.headers["X-Trace-ID"])
-        connection.close()
-
-    def is_over(self) -> bool:
-        """Return whether the clients were asked to end."""
-        return self._over.is_set()
-
-    def stop(self) -> None:
-        """End the clients."""
-        self._over.set()
-        for client in self._clients:
-            client.join()
-
-
-class Scraper:
-    """Asks for the page again and again, and notes what cannot be: a count that went back, or one that is too small.
-
-    Args:
-        port: Of the page.
-        load: Whose requests the page must show.
-    """
-
-    def __init__(self, port: int, load: Load) -> None:
-        self.pages = 0
-        self.wrong: list[str] = []
-        self._url = f"http://127.0.0.1:{port}/metrics"
-        self._load = load
-        self._thread = Thread(target=self._scrape, daemon=True)
-        self._thread.start()
-
-    def _scrape(self) -> None:
-        before = 0.0
-        while not self._load.is_over():
-            # A server records a request after its last byte has left: each client may have one that is not there yet.
-            least = len(self._load.acknowledged) - CLIENTS
-            try:
-                samples = samples_of(get(self._url))
-            except (OSError, http.client.HTTPException):
-                continue  # the process is not there any more, or ends in the middle of the page
-            shown = sum(value for (name, labels), value in samples.items() if name == REQUESTS_TOTAL and ITEM in labels)
-            self.pages += 1
-            if shown < max(before, least):
-                self.wrong.append(f"page {self.pages} shows {shown:g} after {before:g}, with {least} acknowledged")
-            before = shown
-
-    def stop(self) -> None:
-        """Wait for the last page."""
-        self._thread.join()
-
-
-REQUESTS_TOTAL, ITEM = "jeeves_http_requests_total", ("path", "/{item}")
-# Numbers of workers that have one page together.
-ONE_PAGE = (1,)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_what_was_acknowledged_under_load_is_delivered_whenever_the_signal_comes(workers: int) -> None:
-    """Every answered request has its span and is counted, and the page never goes back or lags; 200 times with `make kills`.
-
-    The end of uvicorn's supervisor is not waited for: under this load it hangs at times, with Python 3.11.7 alone too.
-    """
-    chance, pages = random.Random(workers), 0
-    for _ in range(int(os.environ.get("JEEVES_KILLS", "3"))):
-        receiver, port, page = HttpReceiver(), free_port(), free_port()
-        arguments = [*UVICORN, "--workers", str(workers), "--port", str(port)]
-        settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, "METRICS_PORT": str(page)}
-        with process(arguments, **settings) as server:
-            poll_until(lambda port=port: _answers(f"http://127.0.0.1:{port}/docs"), "the server")
-            load = Load(port)
-            poll_until(lambda load=load: load.acknowledged, "the first answer")
-            scraper = Scraper(page, load) if workers in ONE_PAGE else None
-            time.sleep(chance.uniform(0, 0.5))  # the moment of the signal, not a wait for anything
-            server.send_signal(signal.SIGTERM)
-            poll_until(lambda port=port: not _answers(f"http://127.0.0.1:{port}/1"), "the server to be gone")
-            load.stop()
-            if scraper is not None:
-                scraper.stop()
-                pages += scraper.pages
-                assert [] == scraper.wrong
-            assert poll_until(
-                lambda load=load, receiver=receiver: _delivers(receiver, load.acknowledged), "everything acknowledged"
-            )
-        receiver.stop()
-    assert pages or workers not in ONE_PAGE
-
-
-def _delivers(receiver: Receiver, acknowledged: set[str]) -> bool:
-    traces = {span.trace_id.hex() for span in receiver.spans()}
-    return acknowledged <= traces and receiver.total("jeeves_http_requests_total") >= len(acknowledged)
 
 
 SCRIPT = """

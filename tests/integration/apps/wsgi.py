@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,11 @@ tracer = trace.get_tracer("wsgi")
 
 
 def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """Answer with the id of the trace; measured before the answer leaves."""
+    """Answer with the ids of trace and process; measured before the answer leaves."""
     began = perf_counter()
     with tracer.start_as_current_span("GET /{item}") as span:
         record_http_request(environ["REQUEST_METHOD"], "/{item}", 200, perf_counter() - began)
         trace_id = f"{span.get_span_context().trace_id:032x}"
-    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "1"), ("X-Trace-ID", trace_id)])
+    who = [("X-Trace-ID", trace_id), ("X-Process", str(os.getpid()))]
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "1"), *who])
     return [b"1"]

@@ -453,7 +453,8 @@ class Member:
         self._collect = collect
         self._merges = merges
         self._limits = limits or {}
-        self._interval_s = self._pause_s = interval_s
+        self._interval_s = interval_s
+        self._rests_until = 0.0
         self._every_turn = every_turn
         self._pid = os.getpid()
         self._id = _new_id()
@@ -473,7 +474,8 @@ class Member:
             self._seat.give_up()
             raise FolderRefused("no thread can be started; this process is not on the page of the others") from error
         with failsafe("shared_page.join"):
-            self._await(self._ask())  # those who were alone until now have written nothing
+            for connection in self._ask():  # those who were alone until now have written nothing
+                connection.close()
 
     # ---- the page ----------------------------------------------------------------------------------------------------
 
@@ -537,7 +539,8 @@ class Member:
                     swallow("shared_page.write", error, "if this process is killed, what it has measured is lost")
             self._left = self._left or last
             costly_s = max((thread_time() - cpu) / _CPU_SHARE, (monotonic() - wall) / _TIME_SHARE)
-            self._pause_s = max(self._interval_s, min(costly_s, _LONGEST_PAUSE_S))
+            pause_s = min(costly_s, _LONGEST_PAUSE_S)
+            self._rests_until = monotonic() + pause_s if pause_s > self._interval_s else 0.0
             return data
 
     def has_company(self) -> bool:
@@ -552,15 +555,20 @@ class Member:
         """Connect to all others, who take that as a wish for a fresh snapshot."""
         asked = []
         for member in self._folder.ids() - {self._id}:
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            connection.settimeout(0)
-            try:
-                connection.connect(str(self._folder.path / f"{member}.sock"))
-            except OSError:  # dead, or without a socket, or so slow that its queue is full: its last snapshot counts
-                connection.close()
-            else:
-                asked.append(connection)
+            # Dead, or without a socket, or so slow that its queue is full: its last snapshot counts.
+            with suppress(OSError):
+                asked.append(self._connect(member))
         return asked
+
+    def _connect(self, member: str) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(0)
+        try:
+            connection.connect(str(self._folder.path / f"{member}.sock"))
+        except OSError:
+            connection.close()
+            raise
+        return connection
 
     @staticmethod
     def _await(asked: list[socket.socket]) -> None:
@@ -596,7 +604,7 @@ class Member:
     # ---- the thread --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        due = monotonic() + self._pause_s
+        due = monotonic() + self._interval_s
         while not self._stopped.is_set():
             with failsafe("shared_page.turn"):
                 self._accept(max(0.0, due - monotonic()))
@@ -609,7 +617,7 @@ class Member:
                 if self._every_turn is not None:
                     with failsafe("shared_page.every_turn"):
                         self._every_turn()
-                due = monotonic() + self._pause_s
+                due = monotonic() + self._interval_s
         if self._listener is not None:
             self._listener.close()  # by nobody else: a number that is closed under `accept` may be another file's by then
 
@@ -643,7 +651,8 @@ class Member:
             return
         others = self._folder.ids() - {self._id}
         if others:  # alone it would write for nobody: with the last process the run is over
-            self._snapshot()
+            if monotonic() >= self._rests_until:
+                self._snapshot()
             self._retire_dead(others)
         if monotonic() - self._refreshed > _REFRESH_S:
             self._refreshed = monotonic()
@@ -701,15 +710,15 @@ class Member:
         with failsafe("shared_page.leave"):
             last = self._snapshot(last=True)
             self._wake()
-            if not self._folder.living(but=self._id):
-                self._final = merged([last], self._read(but=self._id)[1], self._merges)
+            with failsafe("shared_page.leave"):
+                if not self._folder.living(but=self._id):
+                    self._final = merged([last], self._read(but=self._id)[1], self._merges)
             (self._folder.path / f"{self._id}.sock").unlink(missing_ok=True)
             _go(self._folder, self._id, self._seat)
 
     def _wake(self) -> None:
-        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(0)
-            connection.connect(str(self._folder.path / f"{self._id}.sock"))
+        with suppress(OSError):
+            self._connect(self._id).close()
 
     def forget(self) -> None:
         """Leave everything to the parent, in a child after a fork: close what was inherited, and touch nothing else."""

@@ -261,3 +261,16 @@ def test_process_that_is_killed_before_anybody_has_asked_was_written_at_its_turn
     assert one.page()[USES] == 10
     poll_until(lambda: not snapshot.exists(), "the dead to be retired")
     assert one.page()[USES] == 10
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_process_that_has_changed_its_user_shows_itself_alone(start: Callable[..., Any]) -> None:
+    """It may not read the folder any more; it goes on, and so do the others."""
+    one, other = start(2)
+    one.add(1)
+    other.add(20)
+    before = other.page()[USES]
+    assert other.ask("change-user") == "ok"
+    other.add(1)
+
+    assert (21, 21, 21) == (before, other.page()[USES], one.page()[USES])

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A process that counts, shares a page, and obeys: one command per line of stdin, one JSON answer per line of stdout.
 
-Arguments: the folder, the interval in seconds. Commands: ``add N``, ``page``, ``fork``, ``orphan``, ``leave``.
+Arguments: the folder, the interval in seconds. Commands: ``add N``, ``page``, ``fork``, ``orphan``, ``change-user``, ``leave``.
 """
 
 from __future__ import annotations
@@ -64,6 +64,9 @@ def obey(command: str, *arguments: str) -> Any:
         if (child := os.fork()) == 0:  # forgets nothing, and outlives its parent
             signal.pause()
         return child
+    if command == "change-user":
+        os.setuid(65_534)
+        return "ok"
     member.leave()
     return "left"
 

@@ -32,8 +32,16 @@ traces: setup ## Send 10,000 requests through the demo, and see whether every sa
 	@$(RUN) jeeves-otel demo --requests 10000 --sampled 0.1 $(ARGS)
 
 .PHONY: kills
-kills: setup ## Send 200 SIGTERMs to uvicorn under load, with and without workers: nothing acknowledged is lost (about 20 min).
-	JEEVES_KILLS=200 $(RUN) pytest --timeout 3600 tests/integration/test_termination.py -k acknowledged
+kills: setup ## Send 200 SIGTERMs to each of eight servers under load: nothing acknowledged is lost (about 90 min).
+	JEEVES_KILLS=200 $(RUN) pytest --timeout 7200 -p no:randomly tests/integration/test_servers.py -k acknowledged $(ARGS)
+
+.PHONY: recycles
+recycles: setup ## Recycle 50 workers and kill 20 with -9, under load, of each of four servers: no page goes back (about 10 min).
+	JEEVES_RECYCLES=50 JEEVES_KILL9=20 $(RUN) pytest --timeout 3600 -p no:randomly tests/integration/test_servers.py -k recycled $(ARGS)
+
+.PHONY: forks
+forks: setup ## Fork 200 times while eight threads record: no child hangs, none has its parent's counts (about 2 min).
+	JEEVES_FORKS=200 $(RUN) pytest --timeout 1200 tests/integration/test_forks.py -k eight $(ARGS)
 
 .PHONY: endpoints
 endpoints: setup ## See what an application notices of OTLP endpoints that misbehave (about 20 min; ARGS=--help for more).

@@ -487,15 +487,15 @@ class Member:
         """
         if os.getpid() != self._pid:
             return self._collect()
-        if self._left:
-            return self._whole_without_us()
         others: list[socket.socket] = []
         with failsafe("shared_page.ask"):
             others = self._ask()
         # On disk before anybody sees it, or a kill could take it back.
-        own = self._snapshot()
+        own = None if self._left else self._snapshot()
         with failsafe("shared_page.ask"):
             self._await(others)
+        if own is None:
+            return self._whole_without_us()
         try:
             live, dead, retired_ids = self._read(but=self._id)
         except PermissionError as error:

@@ -103,6 +103,9 @@ def _results(title: str, launches: list[_Launch], measured: list[list[tuple[floa
 def _launches(stock: Path, endpoint: str) -> list[_Launch]:
     ours = Path(sys.executable).parent
     bare = {key: value for key, value in os.environ.items() if not key.startswith(("OTEL_", "JEEVES_", "METRICS_"))}
+    # Everything is compiled beforehand, as an image has it, whatever this shell says about that.
+    bare.pop("PYTHONDONTWRITEBYTECODE", None)
+    bare["PYTHONPYCACHEPREFIX"] = str(STOCK.parent / "bytecode")
     exporting = {
         **bare,
         "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,

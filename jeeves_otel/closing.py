@@ -13,7 +13,7 @@ import os
 import sys
 from threading import Event, Thread
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jeeves_otel.failsafe import failsafe
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("jeeves_otel")
 
-# Whose children leave by os._exit, after their own finalizers: the standard library's and Celery's.
-_WITHOUT_ATEXIT = ("multiprocessing.util", "billiard.util")
 _LAST = -1_000
 
 
@@ -55,14 +53,13 @@ class Closer:
         self._after: Callable[[], None] | None = None
         self._dismissed = False
         atexit.register(self.close)
-        for name in _WITHOUT_ATEXIT:
-            util = sys.modules.get(name)
-            if util is not None:
-                self._close_as_finalizer(util)
-
-    def _close_as_finalizer(self, util: Any) -> None:
-        """Close last of all that multiprocessing ends: its forked children leave without `atexit`."""
         with failsafe("shutdown.finalizer"):
+            self._close_as_finalizer()
+
+    def _close_as_finalizer(self) -> None:
+        """Close last of all that multiprocessing ends, in its forked children, which leave without `atexit`."""
+        util, process = (sys.modules.get(f"multiprocessing.{name}") for name in ("util", "process"))
+        if util is not None and process is not None and process.parent_process() is not None:
             util.Finalize(None, self.close, exitpriority=_LAST)
 
     def _wait(self, name: str, stop: Callable[[], None]) -> None:

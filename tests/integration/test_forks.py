@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.helpers import poll_until
+from tests.helpers import counts_by, poll_until, samples_of
 from tests.integration.launching import APPS, LAUNCHER, environment, free_port
 from tests.otlp import HttpReceiver, Receiver, running
 
@@ -99,6 +99,43 @@ def test_a_child_that_measures_nothing_has_no_thread_and_no_port_of_ours(receive
     done = _run(receiver, "-c", script, METRICS_PORT=str(free_port()))
 
     assert "1 0\nTrue\n" == done.stdout, done.stderr
+
+
+def test_what_children_have_counted_is_on_their_parents_page_when_they_have_ended(receiver: Receiver) -> None:
+    """Whatever forks them; the runtime metrics are of each process, too."""
+    script = (
+        "import os, sys, urllib.request\n"
+        "from jeeves_otel import record_error\n"
+        "record_error('Parent', 'engine')\n"
+        "for _ in range(3):\n"
+        "    if os.fork() == 0:\n"
+        "        record_error('Child', 'engine')\n"
+        "        sys.exit()\n"
+        "    os.wait()\n"
+        "port = os.environ['METRICS_PORT']\n"
+        "print(urllib.request.urlopen(f'http://127.0.0.1:{port}/metrics').read().decode())\n"
+    )
+    done = _run(receiver, "-c", script, METRICS_PORT=str(free_port()))
+    samples = samples_of(done.stdout.rstrip() + "\n")
+
+    assert {"Parent": 1, "Child": 3} == counts_by(samples, "jeeves_errors_total", "error_type"), done.stderr
+    assert 4 == len(receiver.by_process("process_cpu_seconds_total")), done.stderr
+
+
+def test_an_exit_handler_of_the_application_is_counted_although_multiprocessing_has_finalizers(
+    receiver: Receiver,
+) -> None:
+    """In the process that is nobody's child we end after everything else."""
+    script = (
+        "import atexit\n"
+        "from jeeves_otel import record_error\n"
+        "atexit.register(record_error, 'Late', 'engine')\n"
+        "import multiprocessing.util\n"
+        "record_error('Early', 'engine')\n"
+    )
+    _run(receiver, "-c", script)
+
+    assert [{"Early": 1, "Late": 1}] == _errors(receiver)
 
 
 def test_helpers_of_multiprocessing_start_nothing(receiver: Receiver) -> None:

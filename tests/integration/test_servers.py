@@ -124,7 +124,11 @@ def test_no_page_goes_back_while_workers_are_recycled_and_killed_under_load(serv
                 os.kill(latest, signal.SIGKILL)
 
         after_each(kill_one, kills, lambda: chance.uniform(0.5, 1.5))
-        poll_until(lambda: len(load.processes()) >= kills + recycles + 1, "the recycles", timeout_s=60.0 + 6 * (kills + recycles))
+        poll_until(
+            lambda: len(load.processes()) >= kills + recycles + 1,
+            "the recycles",
+            timeout_s=60.0 + 6 * (kills + recycles),
+        )
         load.stop()
         scraper.stop()
         sent = len(load.acknowledged) + load.unanswered + 1

@@ -27,7 +27,7 @@ import stat
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Lock, Thread
-from time import monotonic, sleep, thread_time
+from time import monotonic, sleep, thread_time, time
 from typing import TYPE_CHECKING, Any
 
 from jeeves_otel import launch_tree
@@ -54,11 +54,13 @@ _CPU_SHARE = 0.02
 _TIME_SHARE = 0.1
 _LONGEST_PAUSE_S = 60.0  # a process that was stopped in between must not fall silent for hours
 _REFRESH_S = 3_600.0  # files that nobody touches for days are taken away by those who clean temporary folders
+_FORGOTTEN_S = 86_400.0  # whoever lives refreshes its files far more often
 _LONGEST_SOCKET_PATH = 100  # bytes; the address of a Unix socket has 108 on Linux, 104 on macOS
 _LONGEST_ID = len("p4194304-0123abcd.sock")
 _LONGEST_KEY = 48
 _MOST_TRIES = 20
 _MOST_RETIRED = 1_000
+_OURS = re.compile(r"(p\d+-\w+)\.(?:lock|json|sock)|(?:p\d+-\w+|retired)\.(?:lock|json)\.tmp|retired\.json")
 _READABLE = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
@@ -188,9 +190,7 @@ class _Folder:
             entries = list(self.path.iterdir())
         except FileNotFoundError:
             return set()
-        return {
-            entry.stem for entry in entries if entry.name[:1] == "p" and entry.suffix in {".lock", ".json", ".sock"}
-        }
+        return {found[1] for entry in entries if (found := _OURS.fullmatch(entry.name)) and found[1]}
 
     def lives(self, member: str) -> bool:
         """Return whether the process *member* lives."""
@@ -257,17 +257,17 @@ class _Folder:
             (self.path / f"{member}.{suffix}").unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Take away everything that stands here now, except the lock of the folder."""
+        """Take away everything of ours that stands here now, except the lock of the folder."""
         for entry in list(self.path.iterdir()):
-            if entry.name != "lock":
-                with suppress(OSError):  # a folder that somebody has put there
-                    entry.unlink()
+            if _OURS.fullmatch(entry.name):  # whatever folder was named, nothing else is lost
+                entry.unlink(missing_ok=True)
 
     def vanish(self) -> None:
         """Take away the lock and the folder; whoever has come meanwhile keeps it."""
         with suppress(OSError):
-            (self.path / "lock").unlink()
-            self.path.rmdir()
+            if [entry.name for entry in self.path.iterdir()] == ["lock"]:
+                (self.path / "lock").unlink()
+                self.path.rmdir()
 
     def refresh(self) -> None:
         """Say that everything here is in use."""
@@ -385,6 +385,19 @@ def _sit(folder: _Folder, member: str, *, returning: bool = False) -> _Seat:
     raise FolderRefused(
         f"{folder.path} is deleted as soon as it is made; name another place with JEEVES_OTEL_FOLDER=/path"
     )
+
+
+def _sweep(parent: Path) -> None:
+    """Take away folders in *parent* whose runs were killed, and did not begin again for a day."""
+    for path in parent.iterdir():
+        folder = _Folder(path)
+        with suppress(OSError):
+            found = path.lstat()
+            if stat.S_ISDIR(found.st_mode) and time() - found.st_mtime > _FORGOTTEN_S:
+                with folder.locked(0) as locked:
+                    if locked and not folder.living():
+                        folder.clear()
+                        folder.vanish()
 
 
 # ---- those who take part ---------------------------------------------------------------------------------------------
@@ -604,6 +617,8 @@ class Member:
     # ---- the thread --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        with failsafe("shared_page.sweep"):
+            _sweep(self._folder.path.parent)
         due = monotonic() + self._interval_s
         while not self._stopped.is_set():
             with failsafe("shared_page.turn"):

@@ -485,6 +485,40 @@ def test_joining_does_not_wait_for_a_lock_that_is_never_released(
     assert took_s < 1
 
 
+def test_folders_of_runs_that_were_killed_are_taken_away_after_a_day(folder: Path) -> None:
+    """A service without a name has another folder each time; where somebody lives nothing is taken away."""
+    dead, young, living = (folder.with_name(name) for name in ("dead", "young", "living"))
+    holder = Holder(living)
+    for path in (dead, young):
+        path.mkdir()
+        leave_behind(path, 20)
+    for path in (dead, living):
+        os.utime(path, (0, 0))
+    process = Process(folder)
+    poll_until(lambda: not dead.exists(), "the dead to be swept away")
+    process.leave()
+
+    assert (True, True) == ((young / "p1-dead.json").exists(), (living / f"{holder._id}.lock").exists())
+    holder.leave()
+
+
+def test_files_of_others_stay_where_they_are(folder: Path) -> None:
+    """Whatever folder was named by mistake: what is not ours is neither read nor deleted."""
+    sibling = folder.with_name("sibling")
+    folder.mkdir(parents=True, mode=0o700)
+    folder.parent.chmod(0o700)
+    sibling.mkdir()
+    files = [path / name for path in (folder, sibling) for name in ("thesis.json", "p.lock", "lock")]
+    for file in files:
+        file.write_text("mine")
+    os.utime(sibling, (0, 0))
+    process = Process(folder)
+    process.shown()
+    process.leave()
+
+    assert [True] * 6 == [file.exists() for file in files]
+
+
 # ---- which folder ----------------------------------------------------------------------------------------------------
 
 

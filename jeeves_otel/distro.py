@@ -81,7 +81,7 @@ class JeevesDistro(BaseDistro):  # type: ignore[misc]  # as above
         name, owners = entry_point.name, _owners()
         try:
             settings, _ = Settings.from_env(os.environ)
-            if owners.is_disabled(name):
+            if owners.is_disabled(name) or supervisors.is_resource_tracker(sys.orig_argv):
                 return
             if owner := owners.owner_over(name):
                 owners.note_left_out(name, f"{owner} measures the same")

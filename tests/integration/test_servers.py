@@ -18,7 +18,7 @@ import pytest
 from tests.helpers import poll_until, samples_of
 from tests.integration.launching import free_port, get
 from tests.integration.loads import CLIENTS, Load, Scraper, after_each, requests_on
-from tests.integration.servers import SERVERS, SUPERVISED, answers, command, process
+from tests.integration.servers import SERVERS, SUPERVISED, answers, command, process, wait_until_up
 from tests.otlp import HttpReceiver, Receiver, running
 
 if TYPE_CHECKING:
@@ -35,23 +35,24 @@ def receiver() -> Iterator[Receiver]:
     yield from running(HttpReceiver)
 
 
-def _served(server: str, number: int = signal.SIGTERM, **options: Any) -> tuple[int, str]:
+def _served(server: str, booted: Path, **options: Any) -> tuple[int, str]:
     """Start *server*, send requests, end it after the last answer; return exit status and what was said."""
     port = free_port()
-    with process(command(server, port), **options) as running_server:
-        poll_until(lambda: answers(f"http://127.0.0.1:{port}/0"), "the server")
+    booted.mkdir()
+    with process(command(server, port), BOOTED=str(booted), **options) as running_server:
+        wait_until_up(server, port, booted)
         for item in range(1, REQUESTS):
             assert answers(f"http://127.0.0.1:{port}/{item}")
-        running_server.send_signal(number)
+        running_server.terminate()
         _, said = running_server.communicate(timeout=30)
         return running_server.returncode, said
 
 
 @pytest.mark.parametrize("server", SERVERS)
-def test_everything_answered_is_delivered_before_a_server_ends(server: str, receiver: Receiver) -> None:
+def test_everything_answered_is_delivered_before_a_server_ends(server: str, receiver: Receiver, tmp_path: Path) -> None:
     """Spans and counts of every request, from every worker; the exit status is as without us."""
-    status, said = _served(server, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint)
-    plain, _ = _served(server, measured=False)
+    status, said = _served(server, tmp_path / "ours", OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint)
+    plain, _ = _served(server, tmp_path / "plain", measured=False)
 
     assert REQUESTS == sum(span.name == "GET /{item}" for span in receiver.spans()), said
     assert REQUESTS == receiver.total("jeeves_http_requests_total")
@@ -61,16 +62,19 @@ def test_everything_answered_is_delivered_before_a_server_ends(server: str, rece
 
 @pytest.mark.slow
 @pytest.mark.parametrize("server", SERVERS)
-def test_what_was_acknowledged_under_load_is_delivered_whenever_the_signal_comes(server: str) -> None:
+def test_what_was_acknowledged_under_load_is_delivered_whenever_the_signal_comes(server: str, tmp_path: Path) -> None:
     """Every answered request has its span and is counted, and no page goes back or lags; 200 times with `make kills`.
 
     The end of uvicorn's supervisor is not waited for: under this load it hangs at times, with Python 3.11.7 alone too.
     """
     chance, pages = random.Random(server), 0
-    for _ in range(int(os.environ.get("JEEVES_KILLS", "2"))):
+    for number in range(int(os.environ.get("JEEVES_KILLS", "2"))):
         receiver, port, page = HttpReceiver(), free_port(), free_port()
+        booted = tmp_path / str(number)
+        booted.mkdir()
         settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, "METRICS_PORT": str(page)}
-        with process(command(server, port), **settings) as serving:
+        with process(command(server, port), BOOTED=str(booted), **settings) as serving:
+            wait_until_up(server, port, booted)
             load, scraper = _loaded(port, page)
             after_each(serving.terminate, 1, lambda: chance.uniform(0, 0.5))
             poll_until(lambda port=port: not answers(f"http://127.0.0.1:{port}/1"), "the server to be gone")
@@ -85,7 +89,6 @@ def test_what_was_acknowledged_under_load_is_delivered_whenever_the_signal_comes
 
 
 def _loaded(port: int, page: int) -> tuple[Load, Scraper]:
-    poll_until(lambda: answers(f"http://127.0.0.1:{port}/1"), "the server")
     poll_until(lambda: answers(f"http://127.0.0.1:{page}/metrics"), "the page")
     load = Load(port)
     poll_until(lambda: load.acknowledged, "the first answer")
@@ -108,13 +111,16 @@ RECYCLED_AFTER = 200
 
 @pytest.mark.slow
 @pytest.mark.parametrize("server", RECYCLED)
-def test_no_page_goes_back_while_workers_are_recycled_and_killed_under_load(server: str, receiver: Receiver) -> None:
+def test_no_page_goes_back_while_workers_are_recycled_and_killed_under_load(
+    server: str, receiver: Receiver, tmp_path: Path
+) -> None:
     """All counts are those of the driver, less one interval of each that was killed; 50 and 20 with `make recycles`."""
     kills, recycles = int(os.environ.get("JEEVES_KILL9", "3")), int(os.environ.get("JEEVES_RECYCLES", "5"))
     chance, port, page = random.Random(server), free_port(), free_port()
     options = [option.format(requests=RECYCLED_AFTER) for option in RECYCLED[server]]
     settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint, "METRICS_PORT": str(page)}
-    with process([*command(server, port), *options], **settings):
+    with process([*command(server, port), *options], BOOTED=str(tmp_path), **settings):
+        wait_until_up(server, port, tmp_path)
         load, scraper = _loaded(port, page)
 
         def kill_one() -> None:
@@ -147,16 +153,18 @@ def _page(port: int) -> float:
 
 
 @pytest.mark.parametrize("server", SUPERVISED)
-def test_a_supervisor_has_no_thread_no_connection_and_no_port_of_ours(server: str, receiver: Receiver) -> None:
+def test_a_supervisor_has_no_thread_no_connection_and_no_port_of_ours(
+    server: str, receiver: Receiver, tmp_path: Path
+) -> None:
     """A worker has the page."""
     port, metrics_port = free_port(), free_port()
     settings = {"METRICS_PORT": str(metrics_port), "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint}
     with process(command(server, port), measured=False) as plain:
         poll_until(lambda: answers(f"http://127.0.0.1:{port}/0"), "the server")
         without_us = _threads(plain.pid)
-    with process(command(server, port), **settings) as supervisor:
+    with process(command(server, port), BOOTED=str(tmp_path), **settings) as supervisor:
+        wait_until_up(server, port, tmp_path)
         poll_until(lambda: answers(f"http://127.0.0.1:{metrics_port}/metrics"), "the page")
-        poll_until(lambda: answers(f"http://127.0.0.1:{port}/0"), "the server")
 
         assert without_us == _threads(supervisor.pid)
         assert metrics_port not in _listening(supervisor.pid)

@@ -109,10 +109,7 @@ _CONNECTING = {"channel_options": (("grpc.max_reconnect_backoff_ms", 5_000),)}
 # ---- what did not arrive ---------------------------------------------------------------------------------------------
 
 _ITEMS = {"traces": "span", "metrics": "metric point", "logs": "log record"}
-
-
 _KEPT = 2_048  # as many as wait in a queue of the SDK
-_PART = 512  # as many as the SDK sends at once
 
 
 class Delivery:
@@ -143,10 +140,9 @@ class Delivery:
         """Return how many items no endpoint has confirmed and, at the end of the process, none will."""
         return len(self.queue) + len(self.waiting) + self._missing
 
-    def place(self) -> str:
-        """Return where it goes, and why nothing arrives there, as far as that is known."""
-        cause = last_cause(self.signal) or ("no answer" if self._asked else "no reason given")
-        return f"{self.target} ({cause}{': does a Collector listen there?' if _UNREACHED.search(cause) else ''})"
+    def cause(self) -> str:
+        """Return why nothing arrives, as far as that is known; else empty."""
+        return last_cause(self.signal) or ("no answer" if self._asked else "")
 
     def _attempt(self, part: Any, export: Callable[[Any], Any]) -> tuple[Any, Exception | None]:
         """Return the result and, if the endpoint has not confirmed *part*, what went wrong."""
@@ -170,7 +166,11 @@ class Delivery:
         elif _ending.begun:
             failsafe.count(site)
         else:
-            failsafe.swallow(site, error, f"{self.signal} do not reach {self.place()}; the application is not affected")
+            failsafe.swallow(
+                site,
+                error,
+                f"{self.signal} do not reach {_place(self.target, [self.cause()])}; the application is not affected",
+            )
 
     def _lose(self, number: int) -> None:
         if number > 0:
@@ -184,9 +184,14 @@ class _Items(Delivery):
     stock exporters drop them after ten seconds. What it may have taken is not sent twice, and what it refuses is lost.
     """
 
+    def __init__(self, signal: str, target: str) -> None:
+        super().__init__(signal, target)
+        asked_for = os.environ.get(f"OTEL_{'BSP' if signal == 'traces' else 'BLRP'}_MAX_EXPORT_BATCH_SIZE", "").strip()
+        self._at_once = int(asked_for) if asked_for.isdecimal() else 512  # as the SDK reads it
+
     def send(self, batch: Any, export: Callable[[Any], Any]) -> Any:
         self.waiting += batch
-        size = max(_PART, len(batch))
+        size = max(self._at_once, len(batch))
         result = None if self.waiting else export(batch)
         while self.waiting:
             part = self.waiting[:size]
@@ -234,8 +239,10 @@ class _Points(Delivery):
 
 
 # What the stock exporters say where nothing was taken. Any other reason, and none, may be an answer that came too late.
-_NOT_TAKEN = re.compile(r"NewConnection|NameResolution|UNAVAILABLE|RESOURCE_EXHAUSTED|answered (?:429|50[234])")
-_UNREACHED = re.compile("Connect|Resolution|UNAVAILABLE")
+_NOT_TAKEN = re.compile(
+    r"NewConnection|ConnectTimeout|NameResolution|UNAVAILABLE|RESOURCE_EXHAUSTED|answered (?:429|50[234])"
+)
+_UNREACHED = re.compile("Connect|Resolution|UNAVAILABLE|no reason")
 
 
 class _Ending:
@@ -274,14 +281,23 @@ def undelivered(within: str = "") -> str:
     Args:
         within: The time that was allowed, if it is over, as in `` within 2 s``.
     """
-    places: dict[str, list[str]] = {}
+    owing: dict[str, dict[str, str]] = {}  # {target: {how many of what: why}}
     for delivery in sorted(_deliveries, key=lambda each: list(_ITEMS).index(each.signal)):
         if owed := delivery.owed():
-            places.setdefault(delivery.place(), []).append(_number(owed, delivery.signal))
-    said = [f"{_listed(owed, 'not delivered')}{within} to {place}" for place, owed in places.items()]
+            owing.setdefault(delivery.target, {})[_number(owed, delivery.signal)] = delivery.cause()
+    said = [
+        f"{_listed(list(owed), 'not delivered')}{within} to {_place(target, owed.values())}"
+        for target, owed in owing.items()
+    ]
     if before := [_number(number, signal) for signal, number in _ending.lost_before.items()]:
         said.append(_listed(before, "lost before the end"))
     return "; ".join(said)
+
+
+def _place(target: str, causes: Iterable[str]) -> str:
+    """Return *target*, and in brackets why nothing arrives there."""
+    known = ", ".join(dict.fromkeys(filter(None, causes))) or "no reason given"
+    return f"{target} ({known}{': does a Collector listen there?' if _UNREACHED.search(known) else ''})"
 
 
 def _number(number: int, signal: str) -> str:

@@ -120,6 +120,18 @@ def test_what_an_endpoint_that_is_down_did_not_take_goes_with_the_next_export_in
     assert exporters.undelivered() == ""
 
 
+def test_what_waited_is_sent_in_requests_of_the_size_that_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An endpoint may take no more at once."""
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2")
+    exporter = _unavailable()
+    for number in range(5):
+        exporter.export([number])
+    sizes: list[int] = []
+    exporter.delivery.send([], lambda part: sizes.append(len(part)))
+
+    assert [2, 2, 1] == sizes
+
+
 def test_what_waits_goes_at_the_shutdown_if_nothing_else_comes() -> None:
     """A service that is idle after an outage delivers when it ends."""
     exporter = _unavailable()
@@ -174,7 +186,7 @@ def test_points_of_totals_are_not_lost_while_the_process_runs_and_owed_until_an_
     exporter.export(_data(3))
 
     assert failsafe.counts() == {"export.metrics": 1}
-    assert owed == "3 metric points were not delivered to there (no reason given)"
+    assert owed == "3 metric points were not delivered to there (no reason given: does a Collector listen there?)"
     assert exporters.undelivered() == ""
 
 
@@ -199,8 +211,8 @@ def test_at_the_end_failures_are_said_in_one_line_for_all_signals(caplog: pytest
 
     assert caplog.messages == []
     assert exporters.undelivered(" within 2 s") == (
-        "3 spans, 2 metric points and 1 log record were not delivered within 2 s to there (no reason given); "
-        "1 span was not delivered within 2 s to elsewhere (no reason given); 2 spans were lost before the end"
+        "3 spans, 2 metric points and 1 log record were not delivered within 2 s to there (no reason given: does a Collector listen there?); "
+        "1 span was not delivered within 2 s to elsewhere (no reason given: does a Collector listen there?); 2 spans were lost before the end"
     )
 
 

@@ -83,24 +83,25 @@ class Closer:
         with failsafe("shutdown.begin"):
             self._begin()
         self._asked.set()
-        late = self._late()
+        late, within = self._late()
         with failsafe("shutdown.report"):
-            within = f" within {self._timeout_s:g} s" if late else ""
-            if line := self._undelivered(within) or (
-                late and f"the last {' and '.join(late)} were not delivered{within}"
-            ):
+            line = self._undelivered(within)
+            if not line and late:
+                line = f"the last {' and '.join(late)} were not delivered{within}"
+            if line:
                 _log.warning("%s", line)
         self._closed = True
         if self._after is not None:
             self._after()
 
-    def _late(self) -> list[str]:
-        """Wait as long as is allowed; return what has not ended. Who interrupts again (Ctrl-C) waits no longer."""
+    def _late(self) -> tuple[list[str], str]:
+        """Wait as long as is allowed; return what has not ended, and how long that was. Ctrl-C ends the wait."""
         deadline = monotonic() + self._timeout_s
         try:
-            return [name for name, done in self._done.items() if not done.wait(max(0.0, deadline - monotonic()))]
+            late = [name for name, done in self._done.items() if not done.wait(max(0.0, deadline - monotonic()))]
         except KeyboardInterrupt:
-            return [name for name, done in self._done.items() if not done.is_set()]
+            return [name for name, done in self._done.items() if not done.is_set()], " before it was interrupted"
+        return late, f" within {self._timeout_s:g} s" if late else ""
 
     def is_closing(self) -> bool:
         """Return whether `close` is at work in this thread or another."""

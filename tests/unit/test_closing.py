@@ -46,6 +46,30 @@ def test_stop_that_hangs_is_not_waited_for_longer_than_allowed(caplog: pytest.Lo
     assert [record.getMessage() for record in caplog.records] == ["the last traces were not delivered within 0.2 s"]
 
 
+def test_what_was_lost_is_said_in_one_line_by_who_knows_it(caplog: pytest.LogCaptureFixture) -> None:
+    """The stops begin after it was told; a stop that has failed is in the account though it has ended in time."""
+    order: list[str] = []
+    stops = {"traces": lambda: order.append("stop")}
+    Closer(stops, 5.0, lambda: order.append("begin"), lambda within: f"3 spans were lost{within}").close()
+
+    assert ["begin", "stop"] == order
+    assert ["3 spans were lost"] == caplog.messages
+
+
+def test_an_account_that_cannot_be_given_does_not_keep_the_process() -> None:
+    """A failure at exit is a failure like any other."""
+    failsafe.set_strict(False)
+    ended = Event()
+
+    def fail(*_: str) -> str:
+        raise ValueError
+
+    Closer({"traces": ended.set}, 5.0, fail, fail).close()
+
+    assert ended.is_set()
+    assert {"shutdown.begin": 1, "shutdown.report": 1} == failsafe.counts()
+
+
 def test_second_close_does_nothing() -> None:
     """At exit it runs once more, and finds that all is done."""
     calls: list[int] = []

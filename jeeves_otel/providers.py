@@ -29,7 +29,7 @@ from jeeves_otel.outputs import Outputs
 from jeeves_otel.recording import package_version
 from jeeves_otel.redaction import Redactor
 from jeeves_otel.sampling import SamplerUnknown, WithoutExcluded, default_sampler, describe_sampler, sampler_from
-from jeeves_otel.termination import flush_before_termination, leave_termination
+from jeeves_otel.termination import ENDING, flush_before_termination, leave_termination
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -47,7 +47,7 @@ class Telemetry:
     A forked child has none of its parent's outputs, counts or spans. It opens outputs of its own when it measures for the
     first time, so that a child that measures nothing has no thread, no connection and no port.
 
-    ``problems`` says what was left out and why.
+    ``problems`` says what was left out and why; ``ending_signals`` are those before whose default everything is delivered.
 
     Args:
         settings: What leaves, where to, and how.
@@ -57,6 +57,7 @@ class Telemetry:
     def __init__(self, settings: Settings, registry: Registry) -> None:
         stock_logs.tame()
         self.problems: list[str] = []
+        self.ending_signals: tuple[int, ...] = ENDING
         self.settings = settings
         self._registry = registry
         self._redactor = Redactor(content := _content(settings, self.problems))
@@ -121,7 +122,7 @@ class Telemetry:
         self._records.attach(outputs.log_record_processors)
         self._closer = Closer(outputs.stops(), self.settings.exit_timeout_s, begin_ending, undelivered)
         if self.settings.flush_on_sigterm:
-            flush_before_termination(self._closer)
+            flush_before_termination(self._closer, self.ending_signals)
         self.outputs = outputs
         self._hold_no_longer()
 

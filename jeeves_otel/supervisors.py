@@ -8,12 +8,15 @@ before the first request. Supervisors that are not known here keep their outputs
 
 from __future__ import annotations
 
+import signal
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from wrapt import register_post_import_hook, wrap_function_wrapper
 
 from jeeves_otel.failsafe import failsafe
+from jeeves_otel.termination import ENDING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,8 +55,14 @@ def watch(telemetry: Telemetry) -> None:
     for module, name in _SUPERVISORS.items():
         register_post_import_hook(_before(name, telemetry.stand_down), module)
     for module, name in _WORKERS.items():
-        register_post_import_hook(_before(name, telemetry.open), module)
+        register_post_import_hook(_before(name, partial(_open_in_worker, telemetry)), module)
     register_post_import_hook(lambda signals: _in_celery(signals, telemetry), "celery.signals")
+
+
+def _open_in_worker(telemetry: Telemetry) -> None:
+    # With this one the arbiter ends workers at once, at Ctrl-C too; those of uvicorn give it its default.
+    telemetry.ending_signals = (*ENDING, signal.SIGQUIT)
+    telemetry.open()
 
 
 def _before(name: str, act: Callable[[], None]) -> Callable[[ModuleType], None]:

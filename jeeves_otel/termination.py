@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flush before SIGTERM ends the process, as containers are stopped.
+"""Flush before a signal ends the process, as SIGTERM does when containers are stopped.
 
-In: a `Closer`. Out: the default of SIGTERM, after telemetry has been delivered or its time is over. An application that
+In: a `Closer`. Out: the default of the signal, after telemetry has been delivered or its time is over. An application that
 has a handler of its own ends by itself, and `closing` runs at its exit; servers that handle the signal, stop, and raise it
 again (uvicorn) come here the second time.
 """
@@ -15,6 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import FrameType
 
     from jeeves_otel.closing import Closer
@@ -26,23 +27,36 @@ _WAITS = 10  # retries after which a thread that has not moved is taken to wait
 _RETRY_S = 0.01
 
 
-def flush_before_termination(closer: Closer) -> None:
-    """Let SIGTERM, where nobody handles it, run *closer* first; only the main thread can arrange that."""
+# Of SIGINT Python makes an exception, except where somebody has given it its default again, as workers of gunicorn do.
+ENDING = (signal.SIGTERM, signal.SIGINT)
+
+
+def flush_before_termination(closer: Closer, signals: Sequence[int] = ENDING) -> None:
+    """Let each of *signals* that nobody handles run *closer* first; only the main thread can arrange that."""
     global _handler  # noqa: PLW0603 - a process has one handler of a signal
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    if threading.current_thread() is not threading.main_thread():
+        return
+    unhandled = [number for number in signals if signal.getsignal(number) is signal.SIG_DFL]
+    if unhandled:
         _handler = _Handler(closer)
-        signal.signal(signal.SIGTERM, _handler)
+        for number in unhandled:
+            signal.signal(number, _handler)
         _guard_forks()
 
 
 def leave_termination() -> None:
-    """Let SIGTERM be as it was before `flush_before_termination`, if nobody has taken it since; main thread only."""
-    global _handler  # noqa: PLW0603 - as above
+    """Let signals be as before `flush_before_termination`, if nobody has taken them since; main thread only."""
     if _handler is not None and threading.current_thread() is threading.main_thread():
-        if signal.getsignal(signal.SIGTERM) is _handler:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         _handler.retire()
-        _handler = None
+        _give_back()
+
+
+def _give_back() -> None:
+    global _handler
+    handler, _handler = _handler, None
+    for number in (*ENDING, signal.SIGQUIT) if hasattr(signal, "SIGQUIT") else ENDING:  # Windows has no SIGQUIT
+        if handler is not None and signal.getsignal(number) is handler:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @cache
@@ -54,7 +68,7 @@ def _guard_forks() -> None:
 
 # Python forgets, in the child of a fork, a signal that has come before it was ready: so none comes before.
 def _hold() -> None:
-    _mask.before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    _mask.before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
 
 
 def _let_go() -> None:
@@ -62,11 +76,8 @@ def _let_go() -> None:
 
 
 def _leave_parent() -> None:
-    """Give a forked child, in which there is nobody yet who could deliver, the default again."""
-    global _handler  # noqa: PLW0603 - as above
-    if _handler is not None and signal.getsignal(signal.SIGTERM) is _handler:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _handler = None
+    """Give a forked child, in which there is nobody yet who could deliver, the defaults again."""
+    _give_back()
     _let_go()
 
 
@@ -75,7 +86,7 @@ _handler: _Handler | None = None
 
 
 class _Handler:
-    """What SIGTERM calls. Takes no lock that the interrupted thread may hold.
+    """What a signal calls. Takes no lock that the interrupted thread may hold.
 
     Args:
         closer: What is to be closed first.

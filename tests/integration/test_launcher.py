@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import re
 import socket
+import subprocess
+import sys
 import time
 import urllib.error
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,7 +17,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.helpers import counts_by, poll_until
-from tests.integration.launching import free_port, get, launched, llm_server, page_with_requests, scrape
+from tests.integration.launching import (
+    LAUNCHER,
+    environment,
+    free_port,
+    get,
+    launched,
+    llm_server,
+    page_with_requests,
+    scrape,
+)
 from tests.otlp import GrpcReceiver, HttpReceiver, Receiver, running
 
 if TYPE_CHECKING:
@@ -394,25 +405,30 @@ def test_process_and_runtime_metrics_have_the_names_that_panels_use() -> None:
     assert ("python_gc_collections_total", (("generation", "2"),)) in samples
 
 
-def test_python_child_of_the_application_says_whose_page_it_is_in_one_line(tmp_path: Path) -> None:
-    """A child process is launched too; the page is its parent's, and it says where its own figures are."""
+def test_python_child_of_the_application_says_nothing_new_and_is_on_its_page(tmp_path: Path) -> None:
+    """A child process is launched too; the page is one for both, also when the child has ended."""
     script = tmp_path / "parent.py"
     script.write_text(
-        "import subprocess, sys\n"
-        "code = subprocess.run([sys.executable, '-c', 'print(1)']).returncode\n"
-        "print('ready', flush=True)\n"
-        "sys.stdin.read()\n"
+        "import subprocess, sys, urllib.request\n"
+        'child = \'from jeeves_otel import record_error; record_error("Child", "engine")\'\n'
+        "code = subprocess.run([sys.executable, '-c', child]).returncode\n"
+        "print(urllib.request.urlopen(sys.argv[1]).read().decode())\n"
         "sys.exit(code)\n"
     )
     port = free_port()
-    with launched(
-        str(script), METRICS_PORT=str(port), OTEL_METRICS_EXPORTER="console", OTEL_TRACES_EXPORTER="none"
-    ) as app:
-        app.wait_ready()
-        assert app.finish() == 0
+    settings = {"METRICS_PORT": str(port), "OTEL_METRICS_EXPORTER": "prometheus", "OTEL_TRACES_EXPORTER": "none"}
+    done = subprocess.run(
+        [LAUNCHER, sys.executable, str(script), f"http://127.0.0.1:{port}/metrics"],
+        env=environment(OTEL_EXPORTER_PROMETHEUS_PORT="0", **settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
 
-    assert "cannot be bound" not in app.log
-    assert app.log.count(f"127.0.0.1:{port} is the page of the process that started this one") == 1
+    assert 1 == done.stderr.count("jeeves-otel 0.1.0 for"), done.stderr
+    assert "cannot be bound" not in done.stderr
+    assert 'jeeves_errors_total{error_type="Child",layer="engine"} 1.0' in done.stdout
 
 
 def test_exit_is_bounded_when_nothing_answers() -> None:

@@ -35,24 +35,38 @@ def receiver() -> Iterator[Receiver]:
     yield from running(HttpReceiver)
 
 
-def _served(server: str, booted: Path, **options: Any) -> tuple[int, str]:
-    """Start *server*, send requests, end it after the last answer; return exit status and what was said."""
+def _served(server: str, booted: Path, number: int, **options: Any) -> tuple[int, str]:
+    """Start *server*, send requests, send signal *number* after the last answer; return exit status and what was said."""
     port = free_port()
     booted.mkdir()
     with process(command(server, port), BOOTED=str(booted), **options) as running_server:
         wait_until_up(server, port, booted)
         for item in range(1, REQUESTS):
             assert answers(f"http://127.0.0.1:{port}/{item}")
-        running_server.terminate()
+        if number == signal.SIGINT:
+            os.killpg(running_server.pid, number)  # as Ctrl-C does
+        else:
+            running_server.send_signal(number)
         _, said = running_server.communicate(timeout=30)
         return running_server.returncode, said
 
 
-@pytest.mark.parametrize("server", SERVERS)
-def test_everything_answered_is_delivered_before_a_server_ends(server: str, receiver: Receiver, tmp_path: Path) -> None:
+INTERRUPTED = ("uvicorn with 2 workers", "gunicorn", "gunicorn with uvicorn workers")
+
+
+@pytest.mark.parametrize(
+    ("server", "number"),
+    [
+        *(pytest.param(server, signal.SIGTERM, id=f"{server}, SIGTERM") for server in SERVERS),
+        *(pytest.param(server, signal.SIGINT, id=f"{server}, SIGINT") for server in INTERRUPTED),
+    ],
+)
+def test_everything_answered_is_delivered_before_a_server_ends(
+    server: str, number: int, receiver: Receiver, tmp_path: Path
+) -> None:
     """Spans and counts of every request, from every worker; the exit status is as without us."""
-    status, said = _served(server, tmp_path / "ours", OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint)
-    plain, _ = _served(server, tmp_path / "plain", measured=False)
+    status, said = _served(server, tmp_path / "ours", number, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint)
+    plain, _ = _served(server, tmp_path / "plain", number, measured=False)
 
     assert REQUESTS == sum(span.name == "GET /{item}" for span in receiver.spans()), said
     assert REQUESTS == receiver.total("jeeves_http_requests_total")

@@ -71,7 +71,8 @@ def test_everything_answered_is_delivered_before_a_server_ends(
     assert REQUESTS == sum(span.name == "GET /{item}" for span in receiver.spans()), said
     assert REQUESTS == receiver.total("jeeves_http_requests_total")
     assert plain == status
-    assert "Traceback" not in said
+    # Ctrl-C leaves gunicorn's workers in the middle of whatever they do, and they say so.
+    assert number == signal.SIGINT or "Traceback" not in said
 
 
 @pytest.mark.slow

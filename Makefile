@@ -70,13 +70,13 @@ test-fast: setup ## Only the tests that start no processes.
 # with them the tests that need them. SQLAlchemy itself is 2.0 here and 2.1 in the lock file: both are supported.
 $(NEWEST)/.stamp: pyproject.toml uv.lock | setup
 	@$(UV) venv --quiet --clear --python $(PYTHON) $(NEWEST)
-	@VIRTUAL_ENV=$(NEWEST) $(UV) pip install --quiet --upgrade -e '.[cli,demo,genai,grpc]' 'sqlalchemy[asyncio]<2.1' aiosqlite asyncpg 'psycopg[binary]' 'anthropic<3' websockets opentelemetry-instrumentation-asgi opentelemetry-instrumentation-grpc hypothesis pytest pytest-randomly pytest-timeout
+	@VIRTUAL_ENV=$(NEWEST) $(UV) pip install --quiet --upgrade -e '.[cli,demo,genai,grpc]' 'sqlalchemy[asyncio]<2.1' aiosqlite asyncpg 'psycopg[binary]' 'anthropic<3' websockets celery gunicorn uvicorn-worker opentelemetry-instrumentation-asgi opentelemetry-instrumentation-grpc hypothesis pytest pytest-randomly pytest-timeout
 	@touch $@
 
 .PHONY: test-newest
 test-newest: $(NEWEST)/.stamp ## Everything but demo, Collector and twins of instrumentations, on the newest SDK, with SQLAlchemy 2.0.
 	@$(NEWEST)/bin/python -c 'from importlib.metadata import version; print("newest opentelemetry-sdk:", version("opentelemetry-sdk"), "with sqlalchemy", version("sqlalchemy"))'
-	$(NEWEST)/bin/python -m pytest -m "not slow" tests/unit tests/property tests/conformance tests/contract $(addprefix tests/integration/test_,asgi_seam.py context.py grpc.py grpc_wiring.py http.py launcher.py llm_clients.py llm_layers.py privacy.py sqlalchemy.py)
+	$(NEWEST)/bin/python -m pytest -m "not slow" tests/unit tests/property tests/conformance tests/contract $(addprefix tests/integration/test_,asgi_seam.py context.py exit.py forks.py grpc.py grpc_wiring.py http.py launcher.py llm_clients.py llm_layers.py privacy.py servers.py shared_page_processes.py sqlalchemy.py termination.py)
 
 .PHONY: render
 render: setup ## Write everything that is generated from the registry.

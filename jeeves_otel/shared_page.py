@@ -721,15 +721,17 @@ class Member:
         """Take part no longer; what was measured stays on the page of the others. The last one out takes the folder away."""
         if os.getpid() != self._pid or self._left:
             return
-        self._stopped.set()
         with failsafe("shared_page.leave"):
+            # Before the thread stops: whoever asks after that takes the closed connection for an answer.
             last = self._snapshot(last=True)
+            self._stopped.set()
             self._wake()
             with failsafe("shared_page.leave"):
                 if not self._folder.living(but=self._id):
                     self._final = merged([last], self._read(but=self._id)[1], self._merges)
             (self._folder.path / f"{self._id}.sock").unlink(missing_ok=True)
             _go(self._folder, self._id, self._seat)
+        self._stopped.set()
 
     def _wake(self) -> None:
         with suppress(OSError):

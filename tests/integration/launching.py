@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -21,15 +22,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 APPS = Path(__file__).parent / "apps"
+_CHANCE = random.SystemRandom()  # tests that run at the same time must not agree
 LAUNCHER = Path(sys.executable).parent / "opentelemetry-instrument"
 
 
 def free_port() -> int:
-    """Return a TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a TCP port on which nobody listens, and which the system gives to no outgoing connection meanwhile."""
+    while True:
+        port = _CHANCE.randrange(15_000, 32_000)  # below the range of outgoing connections, from 32,768
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def environment(**settings: str) -> dict[str, str]:

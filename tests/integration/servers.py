@@ -77,10 +77,20 @@ def process(arguments: list[str], *, measured: bool = True, **settings: str) -> 
     )
     try:
         yield child
+    except BaseException as error:
+        error.add_note(_ended(child))
+        raise
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)  # its workers too, which outlive a supervisor that is killed
-        child.communicate()
+        _ended(child)
+
+
+def _ended(child: subprocess.Popen[str]) -> str:
+    """End *child*, and its workers, which outlive a supervisor that is killed; return what it has said last."""
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    if child.stderr is None or child.stderr.closed:
+        return ""
+    return child.communicate()[1][-4_000:]
 
 
 def answers(url: str) -> bool:

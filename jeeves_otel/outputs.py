@@ -30,7 +30,8 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from jeeves_otel.cardinality import Bounds
-from jeeves_otel.exporters import ExporterMissing, batching, endpoint, exporter_class, reporting
+from jeeves_otel.deliveries import batching
+from jeeves_otel.exporters import ExporterMissing, endpoint, exporter_class, reporting
 from jeeves_otel.failsafe import failsafe
 from jeeves_otel.llm_providers import LlmProviders, naming
 from jeeves_otel.metrics_page import MetricsPage, places

@@ -21,7 +21,7 @@ from jeeves_otel import failsafe, stock_logs
 from jeeves_otel.cardinality import Bounds
 from jeeves_otel.closing import Closer
 from jeeves_otel.content import Content, Rules, read_rules
-from jeeves_otel.exporters import begin_ending, undelivered
+from jeeves_otel.deliveries import begin_ending, undelivered
 from jeeves_otel.llm_providers import LlmProviders
 from jeeves_otel.metering import MeterProvider
 from jeeves_otel.outlets import LogRecordOutlet, SpanOutlet

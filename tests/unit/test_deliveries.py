@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""exporters: what does not arrive is counted, and said at the end in one line."""
+"""deliveries: what does not arrive is counted, and said at the end in one line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from jeeves_otel import exporters, failsafe, stock_logs
+from jeeves_otel import deliveries, exporters, failsafe, stock_logs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,9 +57,9 @@ class Exporter:
 def _alone(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     failsafe.set_strict(False)
     caplog.set_level(logging.WARNING)
-    exporters._forget_parent()
+    deliveries._forget_parent()
     yield
-    exporters._forget_parent()
+    deliveries._forget_parent()
     for signal in ("traces", "metrics", "logs"):
         stock_logs.forget_cause(signal)
 
@@ -90,7 +90,7 @@ def test_what_a_failed_export_held_is_counted_item_by_item(signal: str, result: 
     exporter.export([4])
 
     assert failsafe.counts() == {f"export.{signal}": 2, f"lost.{signal}": 4}
-    assert exporters.undelivered() == ""
+    assert deliveries.undelivered() == ""
 
 
 def _unavailable() -> Any:
@@ -110,14 +110,14 @@ def test_what_an_endpoint_that_is_down_did_not_take_goes_with_the_next_export_in
     exporter = _unavailable()
     exporter.export([1, 2])
     exporter.export([3])
-    owed = exporters.undelivered()
+    owed = deliveries.undelivered()
     _well(exporter).export([4])
     exporter.export([5])
 
     assert [1, 2, 3, 4, 5] == exporter.got
     assert failsafe.counts() == {"export.traces": 2}
     assert owed == "3 spans were not delivered to there (UNAVAILABLE: does a Collector listen there?)"
-    assert exporters.undelivered() == ""
+    assert deliveries.undelivered() == ""
 
 
 def test_what_waited_is_sent_in_requests_of_the_size_that_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,13 +181,13 @@ def test_points_of_totals_are_not_lost_while_the_process_runs_and_owed_until_an_
     """The next export brings them."""
     exporter = _made("metrics", result=Result.FAILURE)
     exporter.export(_data(3))
-    owed = exporters.undelivered()
+    owed = deliveries.undelivered()
     exporter.result = Result.SUCCESS
     exporter.export(_data(3))
 
     assert failsafe.counts() == {"export.metrics": 1}
     assert owed == "3 metric points were not delivered to there (no reason given: does a Collector listen there?)"
-    assert exporters.undelivered() == ""
+    assert deliveries.undelivered() == ""
 
 
 def test_points_of_deltas_are_lost() -> None:
@@ -203,14 +203,14 @@ def test_at_the_end_failures_are_said_in_one_line_for_all_signals(caplog: pytest
     elsewhere = _made("traces", "elsewhere", Result.FAILURE)
     spans.export([1, 2])
     caplog.clear()
-    exporters.begin_ending()
+    deliveries.begin_ending()
     points.export(_data(2))
     logs.export([1])
     spans.export([3, 4, 5])
     elsewhere.export([6])
 
     assert caplog.messages == []
-    assert exporters.undelivered(" within 2 s") == (
+    assert deliveries.undelivered(" within 2 s") == (
         "3 spans, 2 metric points and 1 log record were not delivered within 2 s to there (no reason given: does a Collector listen there?); "
         "1 span was not delivered within 2 s to elsewhere (no reason given: does a Collector listen there?); 2 spans were lost before the end"
     )
@@ -227,7 +227,7 @@ def test_what_is_on_its_way_and_what_waits_is_owed() -> None:
             return super().export(spans)
 
     exporter = exporters.reporting(Hanging, "traces", "there")()
-    processor = exporters.batching(BatchSpanProcessor(exporter, max_queue_size=8, max_export_batch_size=2), exporter)
+    processor = deliveries.batching(BatchSpanProcessor(exporter, max_queue_size=8, max_export_batch_size=2), exporter)
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(processor)
     tracer = provider.get_tracer("t")
@@ -236,18 +236,18 @@ def test_what_is_on_its_way_and_what_waits_is_owed() -> None:
     assert entered.wait(10)
     for _ in range(5):
         tracer.start_span("s").end()
-    owed = exporters.undelivered()
+    owed = deliveries.undelivered()
     release.set()
     provider.shutdown()
 
     assert owed == "7 spans were not delivered to there (no answer)"
-    assert exporters.undelivered() == ""
+    assert deliveries.undelivered() == ""
 
 
 def test_the_queue_of_log_records_is_found_too() -> None:
     """It has no public name: another SDK may have renamed it."""
     exporter = exporters.reporting(InMemoryLogRecordExporter, "logs", "there")()
-    processor = exporters.batching(BatchLogRecordProcessor(exporter), exporter)
+    processor = deliveries.batching(BatchLogRecordProcessor(exporter), exporter)
     processor.shutdown()
 
     assert exporter.delivery.queue is processor._batch_processor._queue
@@ -258,8 +258,8 @@ def test_a_processor_without_a_queue_is_left_as_it_is() -> None:
     exporter = _made("traces")
     processor = object()
 
-    assert exporters.batching(processor, exporter) is processor
-    assert exporters.undelivered() == ""
+    assert deliveries.batching(processor, exporter) is processor
+    assert deliveries.undelivered() == ""
 
 
 def test_a_recovery_says_what_the_failure_has_cost(caplog: pytest.LogCaptureFixture) -> None:
@@ -279,11 +279,11 @@ def test_a_forked_child_owes_nothing_of_its_parent() -> None:
     _made("metrics", result=Result.FAILURE).export(_data(2))
     child = os.fork()
     if child == 0:
-        os._exit(len(exporters.undelivered()))
+        os._exit(len(deliveries.undelivered()))
     _, status = os.waitpid(child, 0)
 
     assert os.waitstatus_to_exitcode(status) == 0
-    assert exporters.undelivered() != ""
+    assert deliveries.undelivered() != ""
 
 
 # ---- reasons, as the stock exporters of 1.45 give them ---------------------------------------------------------------

@@ -29,9 +29,11 @@ _RETRY_S = 0.01
 def flush_before_termination(closer: Closer) -> None:
     """Let SIGTERM, where nobody handles it, run *closer* first; only the main thread can arrange that."""
     global _handler  # noqa: PLW0603 - a process has one handler of a signal
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    unhandled = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if threading.current_thread() is threading.main_thread() and (unhandled or _inherited):
         _handler = _Handler(closer)
-        signal.signal(signal.SIGTERM, _handler)
+        if unhandled:
+            signal.signal(signal.SIGTERM, _handler)
         _guard_forks()
 
 
@@ -63,15 +65,17 @@ def _let_go() -> None:
 
 def _leave_parent() -> None:
     """Give a forked child, in which there is nobody yet who could deliver, the default again."""
-    global _handler  # noqa: PLW0603 - as above
+    global _handler, _inherited
     if _handler is not None and signal.getsignal(signal.SIGTERM) is _handler:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _handler = None
+    _handler, _inherited = None, _inherited or _handler is not None
     _let_go()
 
 
 _mask = threading.local()
 _handler: _Handler | None = None
+# Whether a handler of the application, inherited by this process, may call one of ours that is its parent's.
+_inherited = False
 
 
 class _Handler:
@@ -93,15 +97,18 @@ class _Handler:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Close telemetry and let the signal have its default, now or, if a lock may be held, a moment later."""
+        if os.getpid() != self._process:  # the closer, the thread and the pipe are the parent's, which is not to end
+            (_handler or _by_default)(number, frame)
+            return
         if self._closer.is_closing():
-            self._closer.then(lambda: _by_default(number))
+            self._closer.then(lambda: _by_default(number, None))
             return
         if self._retries < _RETRIES and self._gets_on(frame) and _may_hold_a_lock(frame):
             self._retries += 1
             os.write(self._waked, bytes([number]))
             return
         self._closer.close()
-        _by_default(number)
+        _by_default(number, frame)
 
     def _gets_on(self, frame: FrameType | None) -> bool:
         """Return whether the interrupted code has been elsewhere lately, and so does not just wait."""
@@ -129,6 +136,6 @@ def _may_hold_a_lock(frame: FrameType | None) -> bool:
     return False
 
 
-def _by_default(number: int) -> None:
+def _by_default(number: int, _: FrameType | None) -> None:
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)

@@ -127,6 +127,44 @@ def test_a_forked_child_ends_at_once() -> None:
     assert f"{-signal.SIGTERM}\n" == done.stdout
 
 
+def test_a_child_whose_handler_calls_its_parents_is_delivered_and_ends_and_its_parent_does_not(
+    receiver: Receiver,
+) -> None:
+    """Handlers are inherited with all that they call; the child waits where a lock may be held."""
+    script = (
+        "import os, signal, threading\n"
+        "from jeeves_otel import record_error\n"
+        "before, ready = signal.getsignal(signal.SIGTERM), os.pipe()\n"
+        "signal.signal(signal.SIGTERM, lambda *given: before(*given))\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    if {measures}: record_error('Test', 'child')\n"
+        "    os.write(ready[1], b'.')\n"
+        "    threading.Event().wait()\n"
+        "os.read(ready[0], 1)\n"
+        "os.kill(child, signal.SIGTERM)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)\n"
+        "threading.Event().wait(0.1)\n"  # the parent's thread would have sent it a signal by then
+    )
+    for measures in (False, True):
+        done = subprocess.run(
+            [LAUNCHER, sys.executable, "-c", script.format(measures=measures)],
+            env=environment(METRICS_PORT="0", OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint),
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+        assert (0, f"{-signal.SIGTERM}\n") == (done.returncode, done.stdout)
+    errors = {
+        dict(labels)["layer"]: value
+        for (name, labels), value in receiver.points().items()
+        if name == "jeeves_errors_total"
+    }
+    assert errors == {"child": 1}
+
+
 def test_it_can_be_switched_off(receiver: Receiver) -> None:
     """The signal then ends the process at once, as it does without us."""
     status, _ = _terminated(

@@ -24,6 +24,7 @@ from jeeves_otel.content import Content, Rules, read_rules
 from jeeves_otel.exporters import begin_ending, undelivered
 from jeeves_otel.llm_providers import LlmProviders
 from jeeves_otel.metering import MeterProvider
+from jeeves_otel.metrics_page import holder
 from jeeves_otel.outlets import LogRecordOutlet, SpanOutlet
 from jeeves_otel.outputs import Outputs
 from jeeves_otel.recording import package_version
@@ -129,18 +130,21 @@ class Telemetry:
         """Close the outputs of a process that only looks after others; what it measures nevertheless opens them again."""
         with self.meter_provider.lock:
             outputs, closer = self.outputs, self._closer
-            if outputs is None or closer is None or self.meter_provider.measured or self._spans.used:
+            if self._holder is not None or self.meter_provider.measured or self._spans.used:
                 return
             self._forget()
-        leave_termination()
-        closer.dismiss()
-        self._holder = outputs.discard()  # without the lock, for which its threads may wait
+        # First, or the last one out would take the folder away; also where outputs are a parent's, or workers have pages.
+        self._holder = holder(self.settings, self.resource)
         atexit.register(self._hold_no_longer)
+        if outputs is not None and closer is not None:
+            leave_termination()
+            closer.dismiss()
+            outputs.discard()  # without the lock, for which its threads may wait
 
     def _hold_no_longer(self) -> None:
-        holder, self._holder = self._holder, None
-        if holder is not None:
-            holder.leave()
+        held, self._holder = self._holder, None
+        if held is not None:
+            held.leave()
 
     def close(self) -> None:
         """Deliver what is left, within the time allowed, of a process that ends without its exit handlers."""
@@ -150,10 +154,10 @@ class Telemetry:
     def _leave_parent(self) -> None:
         """Be nobody's process yet, in the child of a fork: counts, spans, threads and connections are the parent's."""
         with failsafe.failsafe("fork"):
-            outputs, holder, self._holder = self.outputs, self._holder, None
+            outputs, held, self._holder = self.outputs, self._holder, None
             self._forget()
-            if holder is not None:
-                holder.forget()
+            if held is not None:
+                held.forget()
             failsafe.reset()
             if outputs is not None:
                 outputs.abandon()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -105,8 +106,9 @@ class _Handler:
             return
         if self._retries < _RETRIES and self._gets_on(frame) and _may_hold_a_lock(frame):
             self._retries += 1
-            os.write(self._waked, bytes([number]))
-            return
+            with suppress(OSError):  # an application that closes all descriptors has closed this one, too
+                os.write(self._waked, bytes([number]))
+                return
         self._closer.close()
         _by_default(number, frame)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.launching import LAUNCHER, environment
+from tests.integration.launching import LAUNCHER, environment, free_port
 from tests.integration.servers import process
 from tests.otlp import HttpReceiver, Receiver, running
 
@@ -38,6 +38,7 @@ print("ready", flush=True)
 WAITS = {
     "sleeps": "time.sleep(60)",
     "waits": "import threading; threading.Event().wait()",
+    "has closed all descriptors": "import os, threading; os.closerange(3, 256); threading.Event().wait()",
     "works": "while True: record_error('Test', 'busy')",
     "logs": "import logging; logging.basicConfig()\nwhile True: logging.getLogger('x').debug('y')",
 }
@@ -163,6 +164,23 @@ def test_a_child_whose_handler_calls_its_parents_is_delivered_and_ends_and_its_p
         if name == "jeeves_errors_total"
     }
     assert errors == {"child": 1}
+
+
+def test_an_application_that_closes_all_descriptors_has_no_thread_that_works_in_vain() -> None:
+    """It closes those of the page, too, which is gone then; nobody tries to accept there without end."""
+    script = (
+        "import os, threading, time\n"
+        "os.closerange(3, 256)\n"
+        "began = time.process_time()\n"
+        "threading.Event().wait(1)\n"
+        "print(time.process_time() - began, flush=True)\n"
+    )
+    settings = {"OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "prometheus"}
+    with process(["-c", script], METRICS_PORT=str(free_port()), **settings) as child:
+        used_s, said = child.communicate(timeout=30)
+
+    assert float(used_s) < 0.2
+    assert "Traceback" not in said
 
 
 def test_it_can_be_switched_off(receiver: Receiver) -> None:

@@ -103,8 +103,8 @@ class Telemetry:
         if self.outputs is not None:
             return
         # One lock for everything, or a first measurement and a first span could wait for each other.
-        with self.meter_provider.lock:
-            if self.outputs is None:
+        with self.meter_provider.unless_blocked() as free:
+            if free and self.outputs is None:
                 self._open()
 
     def _open(self) -> None:
@@ -166,7 +166,7 @@ class Telemetry:
     def _forget(self) -> None:
         self.outputs = self._closer = None
         self.meter_provider.detach()
-        self._spans.detach()
+        self._spans.detach(self.resource)
         self._records.detach()
 
     def _overflowed(self) -> dict[str, int]:

@@ -59,8 +59,12 @@ class Closer:
     def _close_as_finalizer(self) -> None:
         """Close last of all that multiprocessing ends, in its forked children, which leave without `atexit`."""
         util, process = (sys.modules.get(f"multiprocessing.{name}") for name in ("util", "process"))
-        if util is not None and process is not None and process.parent_process() is not None:
+        if util is None or process is None or os.getpid() != self._pid:
+            return
+        if process.parent_process() is not None:
             util.Finalize(None, self.close, exitpriority=_LAST)
+        else:  # a child that imports its program, or is not a child; one that begins to work forgets its finalizers
+            util.register_after_fork(self, Closer._close_as_finalizer)
 
     def _wait(self, name: str, stop: Callable[[], None]) -> None:
         self._asked.wait()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from functools import cache
 from math import isfinite
-from threading import Lock
+from threading import RLock
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from opentelemetry import metrics as api
@@ -27,14 +27,15 @@ _MOST_LEVELS = 1_000
 _MOST_INT = 2**53  # what a float holds exactly; Prometheus knows no other numbers
 
 
-# One for all, because instruments are made once.
-_lock = Lock()
+# One for all, because instruments are made once. Reentrant: a signal handler of the application may record while this
+# thread makes one.
+_lock = RLock()
 
 
 def _unlock_child() -> None:
     # Another thread of the parent may have held the lock when it forked; nobody would ever release it here.
     global _lock  # noqa: PLW0603 - the lock guards what this module makes
-    _lock = Lock()
+    _lock = RLock()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
+from contextlib import contextmanager
 from threading import RLock
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,7 +20,7 @@ from weakref import WeakSet
 from opentelemetry import metrics as api
 
 from jeeves_otel.content import Content
-from jeeves_otel.failsafe import swallow
+from jeeves_otel.failsafe import count, swallow
 from jeeves_otel.inbound import inbound_request
 from jeeves_otel.instruments import finite
 from jeeves_otel.labels import text_of
@@ -29,7 +30,7 @@ from jeeves_otel.registry import OTHER
 from jeeves_otel.views import needed_attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from opentelemetry.context import Context
     from opentelemetry.sdk.metrics import MeterProvider as SdkMeterProvider
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     Prepare = Callable[[Any, "Context | None", float], Any]
     W = TypeVar("W", bound="_Wrapped")
 
+_LONGEST_WAIT_S = 2.0  # opening takes some milliseconds, and a second where others keep the folder of the page
 _DROP = object()
 _INF = float("inf")
 _LOWEST = -sys.float_info.max
@@ -134,8 +136,8 @@ class MeterProvider(api.MeterProvider):
 
     def measure_first(self) -> None:
         """Call ``on_first``, and bind all instruments to the SDK's, so that no later measurement comes here."""
-        with self._lock:
-            if self._measured:
+        with self.unless_blocked() as free:
+            if self._measured or not free:
                 return
             self._measured = True  # before the call, which may measure something itself
             try:
@@ -144,6 +146,22 @@ class MeterProvider(api.MeterProvider):
             finally:
                 for meter in list(self._meters):
                     meter.attach()
+
+    @contextmanager
+    def unless_blocked(self) -> Iterator[bool]:
+        """Hold `lock`, or yield False and count it if another thread has held it for longer than anything takes.
+
+        That thread may wait for this one: it logs, and this one measures in a handler of the application, whose lock it has.
+        """
+        lock = self._lock
+        free = lock.acquire(timeout=_LONGEST_WAIT_S)
+        try:
+            if not free:
+                count("outputs.open")
+            yield free
+        finally:
+            if free:
+                lock.release()
 
     def add_metric_reader(self, reader: MetricReader) -> None:
         """Add a reader to the SDK's provider, if there is one; it sees what is recorded from now on."""

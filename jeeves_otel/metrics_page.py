@@ -8,6 +8,7 @@ of them has; when that one ends, another takes its place.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from jeeves_otel.failsafe import failsafe
@@ -39,6 +40,19 @@ def places(settings: Settings) -> list[Place]:
     return found
 
 
+def holder(settings: Settings, resource: Resource) -> Holder | None:
+    """Return what keeps the counts of the workers of this process, as long as it lives; None where nobody has a page."""
+    with failsafe("page.hold"), suppress(FolderRefused):  # which each page says for itself
+        if settings.metrics_exporters or places(settings):
+            return Holder(_folder_of(settings, resource))
+    return None
+
+
+def _folder_of(settings: Settings, resource: Resource) -> Path:
+    addresses = [_address(host, port) for _, host, port in places(settings)]
+    return folder_of(resource.attributes, addresses, os.environ, settings.folder)
+
+
 class MetricsPage:
     """The page, served and shared from now on. Safe from several threads.
 
@@ -65,17 +79,14 @@ class MetricsPage:
         self.problems: list[str] = []
         self._servers: dict[Place, MetricsServer] = {}
         self._places = places(settings)
-        self._folder: Path | None = None
         self._member: Member | None = None
         self._join(settings, registry, resource)
         self._serve_first()
 
     def _join(self, settings: Settings, registry: Registry, resource: Resource) -> None:
-        addresses = [_address(host, port) for _, host, port in self._places]
         try:
-            self._folder = folder_of(resource.attributes, addresses, os.environ, settings.folder)
             self._member = Member(
-                self._folder,
+                _folder_of(settings, resource),
                 self.collector.collect,
                 merges_of(registry),
                 limits=limits_of(registry),
@@ -83,7 +94,6 @@ class MetricsPage:
                 every_turn=self._serve,
             )
         except FolderRefused as error:
-            self._folder = None
             self.problems.append(f"the page shows this process alone, should there be several of the service: {error}")
         else:
             self.collector.whole = self._member.whole
@@ -119,17 +129,12 @@ class MetricsPage:
         if self._member is not None:
             self._member.leave()
 
-    def discard(self) -> Holder | None:
-        """Stop serving and sharing; return what keeps the siblings' counts as long as this process lives."""
-        holder = None
-        if self._folder is not None:
-            with failsafe("page.discard"):
-                holder = Holder(self._folder)  # first, or the last one out would take the folder away
+    def discard(self) -> None:
+        """Stop serving and sharing."""
         self.leave()
         for server in self._servers.values():
             with failsafe("page.discard"):
                 server.shutdown()
-        return holder
 
     def abandon(self) -> None:
         """Close what a forked child has inherited; all of it is the parent's, who goes on."""

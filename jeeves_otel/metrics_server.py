@@ -6,12 +6,14 @@ In: a collector, host and port. Out: ``/metrics`` over HTTP/1.1, compressed wher
 
 from __future__ import annotations
 
+import errno
 import gzip
 import socket
 import sys
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from time import sleep
 from typing import TYPE_CHECKING, Any
 
 from jeeves_otel.failsafe import swallow
@@ -19,6 +21,11 @@ from jeeves_otel.prometheus import PATHS
 
 if TYPE_CHECKING:
     from jeeves_otel.prometheus import PrometheusCollector
+
+
+# None is left, or the application has closed all of them.
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.EBADF)
+_REST_S = 0.1
 
 
 class MetricsServer:
@@ -59,6 +66,15 @@ class _Server(ThreadingHTTPServer):
         # Looked up before the socket is made, because its family depends on the address.
         self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         super().__init__((host, port), handler)
+
+    def get_request(self) -> tuple[Any, Any]:
+        """Accept a connection; take a rest where that cannot be, or `serve_forever` would try without end."""
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in _NO_DESCRIPTOR:
+                sleep(_REST_S)
+            raise
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Count what is ours; a scraper that has gone away is nobody's failure."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.context import Context
     from opentelemetry.sdk._logs import LogRecordProcessor, ReadWriteLogRecord
+    from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import ReadableSpan, Span
 
 
@@ -34,6 +35,7 @@ class SpanOutlet(SpanProcessor):
         self._idle = True
         self._processors: tuple[SpanProcessor, ...] = ()
         self._since = 0
+        self._resource: Resource | None = None
 
     @property
     def used(self) -> bool:
@@ -44,9 +46,13 @@ class SpanOutlet(SpanProcessor):
         """Give spans to *processors* from now on."""
         self._processors = tuple(processors)
 
-    def detach(self) -> None:
-        """Let go of the processors without a word to them, and of the spans that have begun: they are the parent's."""
-        self._processors, self._idle, self._since = (), True, time_ns()
+    def detach(self, resource: Resource) -> None:
+        """Let go of the processors without a word to them, and of the spans that an earlier process has begun.
+
+        Args:
+            resource: Of the present process, which the SDK renews after a fork.
+        """
+        self._processors, self._idle, self._since, self._resource = (), True, time_ns(), resource
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         for processor in self._processors:
@@ -57,8 +63,8 @@ class SpanOutlet(SpanProcessor):
             self._idle = False
             with failsafe("outputs.open"):
                 self._on_first()
-        if (span.start_time or 0) < self._since:
-            return
+        if (span.start_time or 0) < self._since and span.resource is not self._resource:
+            return  # the parent's; one with an early start that was set is ours
         for processor in self._processors:
             processor.on_end(span)
 

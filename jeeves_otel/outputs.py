@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import contextmanager
-from threading import get_ident
+from threading import Thread, get_ident
 from time import time_ns
 from typing import TYPE_CHECKING, Any
 
@@ -49,9 +49,9 @@ if TYPE_CHECKING:
     from jeeves_otel.redaction import Redactor
     from jeeves_otel.registry import Registry
     from jeeves_otel.settings import Settings
-    from jeeves_otel.shared_page import Holder
 
 
+_DISCARD_S = 1.0
 _EXEMPLAR_FILTERS: dict[str, Callable[[], ExemplarFilter]] = {
     "trace_based": TraceBasedExemplarFilter,
     "always_on": AlwaysOnExemplarFilter,
@@ -134,20 +134,24 @@ class Outputs:
             self.metrics_page.leave()  # which collects, as long as that is possible
         self.meter_provider.shutdown()
 
-    def discard(self) -> Holder | None:
-        """Stop everything at once and send nothing: of a process that has measured nothing and will not.
+    def discard(self) -> None:
+        """Stop everything and send no metrics: of a process that has measured nothing and will not.
 
-        Returns:
-            What keeps the counts of the processes that this one looks after, as long as it lives.
+        An export that is under way may take as long as its exporter does; it is left alone after a second.
         """
-        holder = self.metrics_page.discard() if self.metrics_page is not None else None
+        if self.metrics_page is not None:
+            self.metrics_page.discard()
         for reader in self._pushers:
             if isinstance(reader, _PushReader):
                 reader.discarded = True
+        stopping = Thread(target=self._stop_all, name="jeeves-otel-discard", daemon=True)
+        stopping.start()
+        stopping.join(_DISCARD_S)
+
+    def _stop_all(self) -> None:
         for stop in self.stops().values():
             with failsafe("outputs.discard"):
                 stop()
-        return holder
 
     def abandon(self) -> None:
         """Close what a forked child has inherited; nothing is said to anybody, for all of it is the parent's."""

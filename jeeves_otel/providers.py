@@ -24,6 +24,7 @@ from jeeves_otel.content import Content, Rules, read_rules
 from jeeves_otel.deliveries import begin_ending, undelivered
 from jeeves_otel.llm_providers import LlmProviders
 from jeeves_otel.metering import MeterProvider
+from jeeves_otel.metrics_page import holder
 from jeeves_otel.outlets import LogRecordOutlet, SpanOutlet
 from jeeves_otel.outputs import Outputs
 from jeeves_otel.recording import package_version
@@ -103,8 +104,8 @@ class Telemetry:
         if self.outputs is not None:
             return
         # One lock for everything, or a first measurement and a first span could wait for each other.
-        with self.meter_provider.lock:
-            if self.outputs is None:
+        with self.meter_provider.unless_blocked() as free:
+            if free and self.outputs is None:
                 self._open()
 
     def _open(self) -> None:
@@ -130,18 +131,21 @@ class Telemetry:
         """Close the outputs of a process that only looks after others; what it measures nevertheless opens them again."""
         with self.meter_provider.lock:
             outputs, closer = self.outputs, self._closer
-            if outputs is None or closer is None or self.meter_provider.measured or self._spans.used:
+            if self._holder is not None or self.meter_provider.measured or self._spans.used:
                 return
             self._forget()
-        leave_termination()
-        closer.dismiss()
-        self._holder = outputs.discard()  # without the lock, for which its threads may wait
+        # First, or the last one out would take the folder away; also where outputs are a parent's, or workers have pages.
+        self._holder = holder(self.settings, self.resource)
         atexit.register(self._hold_no_longer)
+        if outputs is not None and closer is not None:
+            leave_termination()
+            closer.dismiss()
+            outputs.discard()  # without the lock, for which its threads may wait
 
     def _hold_no_longer(self) -> None:
-        holder, self._holder = self._holder, None
-        if holder is not None:
-            holder.leave()
+        held, self._holder = self._holder, None
+        if held is not None:
+            held.leave()
 
     def close(self) -> None:
         """Deliver what is left, within the time allowed, of a process that ends without its exit handlers."""
@@ -151,10 +155,10 @@ class Telemetry:
     def _leave_parent(self) -> None:
         """Be nobody's process yet, in the child of a fork: counts, spans, threads and connections are the parent's."""
         with failsafe.failsafe("fork"):
-            outputs, holder, self._holder = self.outputs, self._holder, None
+            outputs, held, self._holder = self.outputs, self._holder, None
             self._forget()
-            if holder is not None:
-                holder.forget()
+            if held is not None:
+                held.forget()
             failsafe.reset()
             if outputs is not None:
                 outputs.abandon()
@@ -163,7 +167,7 @@ class Telemetry:
     def _forget(self) -> None:
         self.outputs = self._closer = None
         self.meter_provider.detach()
-        self._spans.detach()
+        self._spans.detach(self.resource)
         self._records.detach()
 
     def _overflowed(self) -> dict[str, int]:

@@ -634,7 +634,8 @@ class Member:
                         self._every_turn()
                 due = monotonic() + self._interval_s
         if self._listener is not None:
-            self._listener.close()  # by nobody else: a number that is closed under `accept` may be another file's by then
+            with suppress(OSError):
+                self._listener.close()  # by nobody else: a number that is closed under `accept` may be another file's by then
 
     def _accept(self, timeout_s: float) -> None:
         """Wait for somebody to ask, no longer than *timeout_s*, and accept all who do."""
@@ -642,14 +643,14 @@ class Member:
         if listener is None:
             self._stopped.wait(timeout_s)
             return
-        listener.settimeout(timeout_s)
         try:
+            listener.settimeout(timeout_s)
             while True:
                 self._asking.append(listener.accept()[0])
                 listener.settimeout(0)
         except (TimeoutError, BlockingIOError):
             return
-        except OSError as error:  # no descriptor is left: wait instead of trying again at once
+        except OSError as error:  # no descriptor is left, or all were closed: wait instead of trying again at once
             swallow("shared_page.accept", error)
             self._stopped.wait(timeout_s)
 

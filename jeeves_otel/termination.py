@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -33,11 +34,11 @@ ENDING = (signal.SIGTERM, signal.SIGINT)
 
 def flush_before_termination(closer: Closer, signals: Sequence[int] = ENDING) -> None:
     """Let each of *signals* that nobody handles run *closer* first; only the main thread can arrange that."""
-    global _handler  # noqa: PLW0603 - a process has one handler of a signal
+    global _handler  # noqa: PLW0603 - a process has one handler of its signals
     if threading.current_thread() is not threading.main_thread():
         return
     unhandled = [number for number in signals if signal.getsignal(number) is signal.SIG_DFL]
-    if unhandled:
+    if unhandled or _inherited:
         _handler = _Handler(closer)
         for number in unhandled:
             signal.signal(number, _handler)
@@ -77,12 +78,16 @@ def _let_go() -> None:
 
 def _leave_parent() -> None:
     """Give a forked child, in which there is nobody yet who could deliver, the defaults again."""
+    global _inherited  # noqa: PLW0603 - of this process, like the handler
+    _inherited = _inherited or _handler is not None
     _give_back()
     _let_go()
 
 
 _mask = threading.local()
 _handler: _Handler | None = None
+# Whether a handler of the application, inherited by this process, may call one of ours that is its parent's.
+_inherited = False
 
 
 class _Handler:
@@ -104,15 +109,19 @@ class _Handler:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Close telemetry and let the signal have its default, now or, if a lock may be held, a moment later."""
+        if os.getpid() != self._process:  # the closer, the thread and the pipe are the parent's, which is not to end
+            (_handler or _by_default)(number, frame)
+            return
         if self._closer.is_closing():
-            self._closer.then(lambda: _by_default(number))
+            self._closer.then(lambda: _by_default(number, None))
             return
         if self._retries < _RETRIES and self._gets_on(frame) and _may_hold_a_lock(frame):
             self._retries += 1
-            os.write(self._waked, bytes([number]))
-            return
+            with suppress(OSError):  # an application that closes all descriptors has closed this one, too
+                os.write(self._waked, bytes([number]))
+                return
         self._closer.close()
-        _by_default(number)
+        _by_default(number, frame)
 
     def _gets_on(self, frame: FrameType | None) -> bool:
         """Return whether the interrupted code has been elsewhere lately, and so does not just wait."""
@@ -140,6 +149,6 @@ def _may_hold_a_lock(frame: FrameType | None) -> bool:
     return False
 
 
-def _by_default(number: int) -> None:
+def _by_default(number: int, _: FrameType | None) -> None:
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.faults import endpoint_that
 from tests.helpers import poll_until, samples_of
 from tests.integration.launching import free_port, get
 from tests.integration.loads import CLIENTS, Load, Scraper, after_each, requests_on
@@ -161,10 +162,53 @@ def test_no_page_goes_back_while_workers_are_recycled_and_killed_under_load(
 
 
 def _page(port: int) -> float:
+    return _page_at(f"http://127.0.0.1:{port}/metrics")
+
+
+def _page_at(url: str) -> float:
     try:
-        return requests_on(samples_of(get(f"http://127.0.0.1:{port}/metrics")))
+        return requests_on(samples_of(get(url)))
     except (OSError, http.client.HTTPException):  # its process was the last one that was killed or recycled
         return 0.0
+
+
+@pytest.mark.parametrize("way", ["as a daemon", "with a route of the application"])
+def test_no_page_goes_back_while_the_only_worker_is_recycled(way: str, tmp_path: Path) -> None:
+    """Its supervisor keeps the counts, also one that was forked, and one that does not know of a page."""
+    port, page, stops = free_port(), free_port(), tmp_path / "pid"
+    if way == "as a daemon":
+        arguments = ["--daemon", "--pid", str(stops), "--max-requests", "3", "wsgi:app"]
+        url, settings = f"http://127.0.0.1:{page}/metrics", {"METRICS_PORT": str(page)}
+    else:
+        arguments = ["--max-requests", "6", "--worker-class", "uvicorn_worker.UvicornWorker", "paged:app"]
+        url, settings = f"http://127.0.0.1:{port}/metrics", {}
+    server = ["-m", "gunicorn", "--no-control-socket", "--bind", f"127.0.0.1:{port}", "--workers", "1"]
+    shown = []
+    with process([*server, *arguments], **settings):
+        try:
+            for _ in range(8):
+                poll_until(lambda: answers(f"http://127.0.0.1:{port}/1"), "the server")
+                shown.append(poll_until(lambda: _page_at(url), "the page"))
+        finally:
+            if stops.exists():  # a daemon is in no group of ours
+                os.kill(int(stops.read_text()), signal.SIGTERM)
+
+    assert shown == sorted(shown)
+    assert shown[-1] >= 7  # the last request may be recorded after the page was made
+
+
+def test_a_supervisor_waits_for_no_endpoint_before_it_starts_workers() -> None:
+    """Log records of an application that was loaded before, to an endpoint that never answers."""
+    port = free_port()
+    arguments = [*command("gunicorn with preload", port)[:-1], "talking:app"]
+    with endpoint_that("hangs") as endpoint:
+        settings = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint.endpoint,
+            "OTEL_EXPORTER_OTLP_TIMEOUT": "20",
+            "OTEL_LOGS_EXPORTER": "otlp",
+        }
+        with process(arguments, **settings):
+            poll_until(lambda: answers(f"http://127.0.0.1:{port}/1"), "the server", timeout_s=10)
 
 
 @pytest.mark.parametrize("server", SUPERVISED)

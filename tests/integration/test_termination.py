@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.launching import LAUNCHER, environment
+from tests.integration.launching import LAUNCHER, environment, free_port
 from tests.integration.servers import process
 from tests.otlp import HttpReceiver, Receiver, running
 
@@ -38,6 +38,7 @@ print("ready", flush=True)
 WAITS = {
     "sleeps": "time.sleep(60)",
     "waits": "import threading; threading.Event().wait()",
+    "has closed all descriptors": "import os, threading; os.closerange(3, 256); threading.Event().wait()",
     "works": "while True: record_error('Test', 'busy')",
     "logs": "import logging; logging.basicConfig()\nwhile True: logging.getLogger('x').debug('y')",
 }
@@ -125,6 +126,61 @@ def test_a_forked_child_ends_at_once() -> None:
     )
 
     assert f"{-signal.SIGTERM}\n" == done.stdout
+
+
+def test_a_child_whose_handler_calls_its_parents_is_delivered_and_ends_and_its_parent_does_not(
+    receiver: Receiver,
+) -> None:
+    """Handlers are inherited with all that they call; the child waits where a lock may be held."""
+    script = (
+        "import os, signal, threading\n"
+        "from jeeves_otel import record_error\n"
+        "before, ready = signal.getsignal(signal.SIGTERM), os.pipe()\n"
+        "signal.signal(signal.SIGTERM, lambda *given: before(*given))\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    if {measures}: record_error('Test', 'child')\n"
+        "    os.write(ready[1], b'.')\n"
+        "    threading.Event().wait()\n"
+        "os.read(ready[0], 1)\n"
+        "os.kill(child, signal.SIGTERM)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)\n"
+        "threading.Event().wait(0.1)\n"  # the parent's thread would have sent it a signal by then
+    )
+    for measures in (False, True):
+        done = subprocess.run(
+            [LAUNCHER, sys.executable, "-c", script.format(measures=measures)],
+            env=environment(METRICS_PORT="0", OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint),
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+        assert (0, f"{-signal.SIGTERM}\n") == (done.returncode, done.stdout)
+    errors = {
+        dict(labels)["layer"]: value
+        for (name, labels), value in receiver.points().items()
+        if name == "jeeves_errors_total"
+    }
+    assert errors == {"child": 1}
+
+
+def test_an_application_that_closes_all_descriptors_has_no_thread_that_works_in_vain() -> None:
+    """It closes those of the page, too, which is gone then; nobody tries to accept there without end."""
+    script = (
+        "import os, threading, time\n"
+        "os.closerange(3, 256)\n"
+        "began = time.process_time()\n"
+        "threading.Event().wait(1)\n"
+        "print(time.process_time() - began, flush=True)\n"
+    )
+    settings = {"OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "prometheus"}
+    with process(["-c", script], METRICS_PORT=str(free_port()), **settings) as child:
+        used_s, said = child.communicate(timeout=30)
+
+    assert float(used_s) < 0.2
+    assert "Traceback" not in said
 
 
 def test_it_can_be_switched_off(receiver: Receiver) -> None:

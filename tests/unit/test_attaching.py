@@ -4,17 +4,20 @@
 from __future__ import annotations
 
 import gc
-from threading import Thread
+from threading import Event, Lock, Thread
+from time import time_ns
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.sdk.metrics import MeterProvider as SdkMeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from jeeves_otel import failsafe, metering
 from jeeves_otel.cardinality import Bounds
 from jeeves_otel.metering import MeterProvider
 from jeeves_otel.outlets import SpanOutlet
@@ -160,10 +163,49 @@ def test_spans_that_began_before_a_detach_are_the_parents() -> None:
     provider.add_span_processor(outlet)
     tracer, exporter = provider.get_tracer("test"), InMemorySpanExporter()
     parents = tracer.start_span("parents")
-    outlet.detach()
+    outlet.detach(Resource({"service.instance.id": "the child's"}))
     outlet.attach([SimpleSpanProcessor(exporter)])
     parents.end()
     tracer.start_span("own").end()
 
     assert ["own"] == [span.name for span in exporter.get_finished_spans()]
     assert [1] == firsts
+
+
+def test_spans_that_are_said_to_have_begun_before_a_detach_are_ones_own() -> None:
+    """A job that was queued before the fork, and whose time in the queue is part of its span."""
+    outlet = SpanOutlet(lambda: None)
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(outlet)
+    tracer, exporter, queued = provider.get_tracer("test"), InMemorySpanExporter(), time_ns()
+    outlet.detach(provider.resource)
+    outlet.attach([SimpleSpanProcessor(exporter)])
+    tracer.start_span("job", start_time=queued).end()
+
+    assert ["job"] == [span.name for span in exporter.get_finished_spans()]
+
+
+def test_who_opens_and_who_measures_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What opens logs, and a handler of the application measures under its lock: its first measurement is counted as lost."""
+    monkeypatch.setattr(metering, "_LONGEST_WAIT_S", 0.05)
+    handlers, opening, in_handler = Lock(), Event(), Event()
+
+    def log() -> None:
+        opening.set()
+        in_handler.wait(10)
+        with handlers:
+            pass
+
+    fork = Fork(log)
+    measure = _instrument(fork, "counter")
+    first = Thread(target=measure, args=(2,), daemon=True)
+    before = failsafe.counts().get("outputs.open", 0)
+    with handlers:
+        first.start()
+        opening.wait(10)
+        in_handler.set()
+        measure(3)
+    first.join(10)
+
+    assert fork.values() == {"library.x": 2}
+    assert failsafe.counts()["outputs.open"] == before + 1

@@ -6,6 +6,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from fractions import Fraction
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -65,6 +66,28 @@ def test_concurrent_first_uses_make_one_instrument() -> None:
         found = set(pool.map(lambda _: id(instruments.histogram("jeeves.agent.duration")), range(100)))
 
     assert (len(found), made) == (1, ["jeeves.agent.duration"])
+
+
+def test_an_instrument_is_made_while_another_is_being_made() -> None:
+    """A signal handler of the application records, in the thread whose first measurement it has interrupted."""
+    made: list[str] = []
+
+    class Meter:
+        def create_counter(self, name: str, *_: str) -> str:
+            if not made:
+                made.append(name)
+                made.append(str(instruments.histogram("http.server.request.duration")))
+            return name
+
+        def create_histogram(self, name: str, *_: str, **__: Any) -> str:
+            return name
+
+    instruments = Instruments(Meter())  # type: ignore[arg-type]  # what is used of a meter
+    thread = Thread(target=instruments.counter, args=("jeeves.errors",), daemon=True)
+    thread.start()
+    thread.join(10)
+
+    assert made == ["jeeves.errors", "http.server.request.duration"]
 
 
 @pytest.mark.parametrize(

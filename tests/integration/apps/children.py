@@ -41,6 +41,9 @@ def executor(context: "multiprocessing.context.BaseContext") -> None:
         assert sum(workers.map(work, range(6))) == 6
 
 
+if __name__ == "__mp_main__":  # in a child that imports this program before it works
+    record_error("Imported", "engine")
+
 if __name__ == "__main__":
     method, use = sys.argv[1:]
     record_error("Parent", "engine")

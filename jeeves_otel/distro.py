@@ -33,15 +33,13 @@ _telemetry: Telemetry | None = None
 # Workers and other children that a launched process launches have nothing new to say.
 _level = logging.DEBUG if launch_tree.is_descendant(os.environ) else logging.INFO
 
-# What the dashboards read; everything else that the instrumentation offers describes the machine, not the process.
+# What the dashboards read; everything else that the instrumentation offers describes the machine, not the process, and
+# what it says of the garbage collector is, in a forked child, its parents' too; see `garbage`.
 _RUNTIME_METRICS: dict[str, list[str] | None] = {
     "process.cpu.time": ["user", "system"],
     "process.memory.usage": None,
     "process.memory.virtual": None,
     "process.open_file_descriptor.count": None,
-    "cpython.gc.collections": None,
-    "cpython.gc.collected_objects": None,
-    "cpython.gc.uncollectable_objects": None,
 }
 
 
@@ -103,8 +101,12 @@ class JeevesDistro(BaseDistro):  # type: ignore[misc]  # as above
     def _activate(self, entry_point: EntryPoint, settings: Settings, **kwargs: Any) -> None:
         """Load and activate *entry_point* with what the settings mean for it."""
         if entry_point.name == "system_metrics":
+            from jeeves_otel.garbage import observe_garbage  # noqa: PLC0415 - only where it is measured
+
             instrumentor = partial(entry_point.load(), config=dict(_RUNTIME_METRICS))
             instrumentor().instrument(**kwargs)
+            if sys.implementation.name == "cpython":
+                observe_garbage(metrics.get_meter("jeeves_otel"))
             if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
                 # There is one instance, and it measures the process that it was last made in.
                 os.register_at_fork(after_in_child=failsafe.guarded("fork.runtime_metrics", instrumentor))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 from _thread import start_new_thread
 from enum import Enum
@@ -57,6 +58,19 @@ def error_type(error: BaseException | type[BaseException]) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
+# How many forks lie between this process and the one that was launched.
+_forks = 0
+
+
+def _count_fork() -> None:
+    global _forks  # noqa: PLW0603 - one number per process
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_count_fork)
+
+
 class Handle:
     """One running operation. Subclasses say what its span is called and what is recorded at its end.
 
@@ -91,6 +105,7 @@ class Handle:
         self._previous: Context | None = None
         self._failed_as: str | None = None
         self._finished = False
+        self._forks = _forks
         self._started = perf_counter()
 
     # ---- what subclasses say -----------------------------------------------------------------------------------------
@@ -151,8 +166,9 @@ class Handle:
         now = perf_counter()
         duration_s = now - self._started
         outcome, kind = self._ending(error)
-        with self._record_guard:
-            self._record(outcome, duration_s, kind)
+        if self._forks == _forks:  # else it is the operation of a parent, which counts it
+            with self._record_guard:
+                self._record(outcome, duration_s, kind)
         self._entry.ended_at = now
         with self._span_guard:
             if self.span.is_recording():

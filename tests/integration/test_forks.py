@@ -140,6 +140,45 @@ def test_an_exit_handler_of_the_application_is_counted_although_multiprocessing_
     assert [{"Early": 1, "Late": 1}] == _errors(receiver)
 
 
+def test_an_operation_that_a_process_and_its_child_both_leave_is_counted_once(receiver: Receiver) -> None:
+    """It began before the fork, so it is the parent's, as its span is."""
+    script = (
+        "import os\n"
+        "from jeeves_otel import llm_call, record_error\n"
+        "with llm_call(provider='openai', model='gpt-4o'):\n"
+        "    child = os.fork()\n"
+        "record_error('Parent' if child else 'Child', 'engine')\n"
+        "if child: os.waitpid(child, 0)\n"
+    )
+    done = _run(receiver, "-c", script)
+
+    assert done.returncode == 0, done.stderr
+    assert [{"Child": 1}, {"Parent": 1}] == _errors(receiver)
+    assert 1 == receiver.total("jeeves_llm_calls_total") == len(list(receiver.spans()))
+
+
+def test_a_child_has_run_the_garbage_collector_as_often_as_itself(receiver: Receiver) -> None:
+    """Totals of the interpreter are in the memory that it inherits, and are its parent's."""
+    script = (
+        "import gc, os\n"
+        "from jeeves_otel import record_error\n"
+        "for _ in range(1000): gc.collect(0)\n"
+        "child = os.fork()\n"
+        "record_error('Parent' if child else 'Child', 'engine')\n"
+        "if child: os.waitpid(child, 0)\n"
+    )
+    done = _run(receiver, "-c", script)
+    youngest = ("generation", "0")
+    runs = sorted(
+        sum(value for labels, value in series.items() if youngest in labels)
+        for series in receiver.by_process("python_gc_collections_total").values()
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert len(runs) == 2
+    assert runs[0] < 1000 <= runs[1]
+
+
 def test_helpers_of_multiprocessing_start_nothing(receiver: Receiver) -> None:
     """The resource tracker is a Python process, so it is launched too; it measures nothing, and says nothing."""
     script = (

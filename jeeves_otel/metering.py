@@ -85,8 +85,7 @@ class MeterProvider(api.MeterProvider):
         self._llm_providers = llm_providers
         self._on_first = on_first
         self._measured = on_first is None
-        self._meters: WeakSet[_Meter] = WeakSet()
-        self._kept: set[_Meter] = set()
+        self._meters: dict[object, _Meter] = {}
         self._lock = RLock()  # reentrant: the SDK logs while it creates, and a handler of the application may measure
         self._others = _bounder((), self._content)
         self._use(inner, bounds)
@@ -100,10 +99,15 @@ class MeterProvider(api.MeterProvider):
         self, name: str, version: str | None = None, schema_url: str | None = None, attributes: Attributes = None
     ) -> api.Meter:
         """Return a meter whose instruments bound, mark and never fail."""
+        try:
+            key: object = (name, version, schema_url, frozenset((attributes or {}).items()))
+        except TypeError:  # a value that cannot be looked up: a meter of its own
+            key = object()
         with self._lock:
-            meter = _Meter(self, name, version, schema_url, attributes)
-            meter.attach()
-            self._meters.add(meter)
+            meter = self._meters.get(key)
+            if meter is None:
+                meter = self._meters[key] = _Meter(self, name, version, schema_url, attributes)
+                meter.attach()
         return meter
 
     def attach(self, inner: SdkMeterProvider, bounds: Bounds) -> None:
@@ -115,7 +119,7 @@ class MeterProvider(api.MeterProvider):
         """
         with self._lock:
             self._use(inner, bounds)
-            for meter in list(self._meters):
+            for meter in list(self._meters.values()):
                 meter.attach()
 
     def detach(self) -> None:
@@ -126,7 +130,7 @@ class MeterProvider(api.MeterProvider):
         """
         self._lock = RLock()
         self._inner, self._measured = None, self._on_first is None
-        for meter in list(self._meters):
+        for meter in list(self._meters.values()):
             meter.attach()
 
     @property
@@ -140,12 +144,14 @@ class MeterProvider(api.MeterProvider):
             if self._measured or not free:
                 return
             self._measured = True  # before the call, which may measure something itself
+            before = self._inner
             try:
                 if self._on_first is not None:
                     self._on_first()
             finally:
-                for meter in list(self._meters):
-                    meter.attach()
+                if self._inner is before:  # else `attach` has bound them
+                    for meter in list(self._meters.values()):
+                        meter.attach()
 
     @contextmanager
     def unless_blocked(self) -> Iterator[bool]:
@@ -183,10 +189,6 @@ class MeterProvider(api.MeterProvider):
             self._inner.shutdown(timeout_millis)
 
     # ---- for the meters ----
-
-    def keep(self, meter: _Meter) -> None:
-        """Keep *meter* for good: callbacks are called whether or not anybody holds what they were registered for."""
-        self._kept.add(meter)
 
     def sdk_meter(self, meter: _Meter) -> api.Meter | None:
         """Return the SDK's meter of the same scope as *meter*, if there is one."""
@@ -420,11 +422,10 @@ class _Meter(api.Meter):
                 wrapped.create(
                     self._sdk
                 )  # the SDK says at creation, not at the first measurement, what it thinks of it
-            wrapped.bind(_First(self._provider, wrapped), _as_they_are)
+            wrapped.bind(_First(self._provider, wrapped), _as_given)
 
     def _wrap(self, wrapped: W) -> W:
         with self._provider.lock:
-            wrapped.meter = self
             self._wrapped.add(wrapped)
             self._bind(wrapped)
         return wrapped
@@ -481,7 +482,6 @@ class _Meter(api.Meter):
             getattr(meter, kind)(name, guarded, unit, description)
 
         with self._provider.lock:
-            self._provider.keep(self)
             if self._observed.setdefault((kind, name, unit, description), create) is create and self._sdk is not None:
                 create(self._sdk)
 
@@ -494,9 +494,16 @@ def _resumable(callback: api.CallbackT) -> Callable[[api.CallbackOptions], Itera
     return callback.send
 
 
-def _as_they_are(attributes: Any, context: Context | None, amount: float) -> Any:  # noqa: ARG001 - a `Prepare`
+class _AsGiven:
+    """Attributes that no preparer has seen."""
+
+    def __init__(self, attributes: Any) -> None:
+        self.attributes = attributes
+
+
+def _as_given(attributes: Any, context: Context | None, amount: float) -> Any:  # noqa: ARG001 - a `Prepare`
     """Leave attributes to what measures them for good."""
-    return attributes
+    return _AsGiven(attributes)
 
 
 class _First:
@@ -506,10 +513,14 @@ class _First:
         self._provider = provider
         self._wrapped = wrapped
 
-    def add(self, amount: float, attributes: Attributes = None, context: Context | None = None) -> None:
+    def add(self, amount: float, attributes: Any = None, context: Context | None = None) -> None:
         self._provider.measure_first()
-        if not self._wrapped.gives_to(self):  # what the first measurement itself measures on its way is dropped
-            self._wrapped.measure(amount, attributes, context)
+        if self._wrapped.gives_to(self):  # what the first measurement itself measures on its way is dropped
+            return
+        if isinstance(attributes, _AsGiven):
+            self._wrapped.measure(amount, attributes.attributes, context)
+        else:  # another thread has bound the instrument between two steps of this one
+            self._wrapped.give(amount, attributes, context)
 
     record = set = add
 
@@ -564,7 +575,7 @@ class _Wrapped:
         create: Makes the SDK's instrument with a meter of the SDK.
     """
 
-    meter: _Meter  # whose life must be as long, because the provider finds instruments through it
+    verb = "add"
     _inner: Any
     _prepare: Prepare
 
@@ -577,6 +588,10 @@ class _Wrapped:
         """Give measurements, prepared by *prepare*, to *inner* from now on."""
         self._prepare = prepare
         self._inner = inner
+
+    def give(self, amount: float, attributes: Attributes, context: Context | None) -> None:
+        """Give one measurement, whose attributes are prepared, to the SDK's instrument."""
+        getattr(self._inner, self.verb)(amount, attributes, context)
 
     def gives_to(self, inner: Any) -> bool:
         """Return whether measurements go to *inner*."""
@@ -630,6 +645,8 @@ class _UpDownCounter(_Wrapped, api.UpDownCounter):
 
 
 class _Histogram(_Wrapped, api.Histogram):
+    verb = "record"
+
     def record(self, amount: float, attributes: Attributes = None, context: Context | None = None) -> None:
         self._measure(self._inner.record, 0, amount, attributes, context)
 
@@ -637,6 +654,8 @@ class _Histogram(_Wrapped, api.Histogram):
 
 
 class _Gauge(_Wrapped, api._Gauge):  # noqa: SLF001 - the API exports its gauge under no other name
+    verb = "set"
+
     def set(self, amount: float, attributes: Attributes = None, context: Context | None = None) -> None:
         self._measure(self._inner.set, _LOWEST, amount, attributes, context)
 

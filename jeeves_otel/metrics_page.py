@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from jeeves_otel.failsafe import failsafe
 from jeeves_otel.prometheus import PrometheusCollector
-from jeeves_otel.shared_page import FolderRefused, Holder, Member, folder_of
+from jeeves_otel.shared_folder import FolderRefused, folder_of
+from jeeves_otel.shared_page import Holder, Member
 from jeeves_otel.snapshots import limits_of, merges_of
 
 if TYPE_CHECKING:

@@ -245,7 +245,7 @@ class _PushReader(PeriodicExportingMetricReader):
             super()._receive_metrics(metrics_data, timeout_millis, **kwargs)
 
 
-_IDLE_FORKS = "opentelemetry.sdk."
+_SDK = "opentelemetry.sdk."
 
 
 @contextmanager
@@ -262,7 +262,7 @@ def _without_fork_handlers() -> Iterator[None]:
 
     def register_others(**handlers: Any) -> None:
         caller = str(sys._getframe(1).f_globals.get("__name__"))  # noqa: SLF001 - what inspect.currentframe is
-        if get_ident() != thread or not caller.startswith(_IDLE_FORKS):
+        if get_ident() != thread or not caller.startswith(_SDK):
             register(**handlers)
 
     os.register_at_fork = register_others

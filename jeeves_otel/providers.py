@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import threading
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     from jeeves_otel.shared_page import Holder
 
 
+_LONGEST_HOLD_S = 0.5
+
+
 class Telemetry:
     """The providers, and the outputs that are open in this process. Safe from several threads.
 
@@ -73,11 +77,14 @@ class Telemetry:
         self._closer: Closer | None = None
         self._holder: Holder | None = None
         self._has_page = False
+        self._forking = threading.local()
         # Kept for good: at their end they would speak in the parent's name.
         self._of_parents: list[Outputs] = []
         _observe_ourselves(self.meter_provider, self._overflowed)
         if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-            os.register_at_fork(after_in_child=self._leave_parent)
+            os.register_at_fork(
+                before=self._before_fork, after_in_parent=self._after_fork, after_in_child=self._leave_parent
+            )
 
     @property
     def resource(self) -> Resource:
@@ -151,6 +158,14 @@ class Telemetry:
         """Deliver what is left, within the time allowed, of a process that ends without its exit handlers."""
         if self._closer is not None:
             self._closer.close()
+
+    def _before_fork(self) -> None:
+        # What another thread is opening would be half there in the child, which could then not let go of it.
+        self._forking.held = self.meter_provider.lock.acquire(timeout=_LONGEST_HOLD_S)
+
+    def _after_fork(self) -> None:
+        if self._forking.held:
+            self.meter_provider.lock.release()
 
     def _leave_parent(self) -> None:
         """Be nobody's process yet, in the child of a fork: counts, spans, threads and connections are the parent's."""

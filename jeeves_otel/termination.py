@@ -139,6 +139,7 @@ class _Handler:
         while number := os.read(self._wake, 1):
             threading.Event().wait(_RETRY_S)
             os.kill(self._process, number[0])
+        os.close(self._wake)
 
 
 def _may_hold_a_lock(frame: FrameType | None) -> bool:

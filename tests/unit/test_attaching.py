@@ -141,6 +141,40 @@ def test_a_first_measurement_that_finds_no_provider_ends_in_nothing() -> None:
     assert [1] == asked
 
 
+def test_a_measurement_that_is_overtaken_by_the_binding_is_prepared_once() -> None:
+    """Its thread has the stand-in and the prepared attributes, while another thread has bound the instrument."""
+    fork = Fork()
+    counter = fork.provider.get_meter("library").create_counter("library.x")
+    stand_in = counter._inner  # type: ignore[attr-defined]
+    counter.add(1)
+    prepared: list[Any] = []
+    counter.bind(counter._inner, lambda *given: prepared.append(given))  # type: ignore[attr-defined]
+    stand_in.add(5, {"prepared": "already"})
+
+    assert [] == prepared
+    data = fork.reader.get_metrics_data()
+    assert data is not None
+    points = data.resource_metrics[0].scope_metrics[0].metrics[0].data.data_points
+    assert {1: {}, 5: {"prepared": "already"}} == {point.value: dict(point.attributes or {}) for point in points}  # type: ignore[union-attr]
+
+
+def test_a_meter_that_is_asked_for_again_is_the_first_one_and_takes_no_more_memory() -> None:
+    """As in the SDK; what is observed through it twice is observed once, by the first that asked."""
+    fork = Fork()
+    asked: list[str] = []
+
+    def observing(who: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
+        return lambda _: (asked.append(who), [Observation(1)])[1]
+
+    for who in ("first", "second"):
+        fork.provider.get_meter("library", "1").create_observable_gauge("library.level", [observing(who)])
+    fork.attach()
+    fork.values()
+
+    assert fork.provider.get_meter("library", "1") is fork.provider.get_meter("library", "1")
+    assert ["first"] == asked
+
+
 def test_every_thread_waits_for_the_first_measurement_and_none_is_lost() -> None:
     """Eight threads measure at once; the provider is there for all of them."""
     fork = Fork()

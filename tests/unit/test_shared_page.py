@@ -25,10 +25,11 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from jeeves_otel import failsafe, launch_tree, shared_page
+from jeeves_otel import failsafe, launch_tree, shared_folder, shared_page
 from jeeves_otel.exposition import render
 from jeeves_otel.registry import load
-from jeeves_otel.shared_page import ANSWER_S, FolderRefused, Holder, Member, folder_of
+from jeeves_otel.shared_folder import FolderRefused, folder_of
+from jeeves_otel.shared_page import ANSWER_S, Holder, Member
 from jeeves_otel.snapshots import encode, limits_of
 from tests.helpers import poll_until
 
@@ -345,19 +346,19 @@ def test_dead_who_are_retired_while_a_page_is_read_count_once(
     """Readers take no lock: when the generation has changed under them they read again."""
     process, retiring = join(1), join(0)
     leave_behind(folder, 20)
-    real, moments = shared_page._Folder.ids, iter(["before", "after"])
+    real, moments = shared_folder.Folder.ids, iter(["before", "after"])
 
     def ids(folder: Any) -> set[str]:
         # Between reading retired.json and listing the folder, and between listing and reading the files.
         moment = next(moments, None)
         found = real(folder) if moment != "before" else set()
         if moment is not None:
-            monkeypatch.setattr(shared_page._Folder, "ids", real)
+            monkeypatch.setattr(shared_folder.Folder, "ids", real)
             retiring.turn()
-            monkeypatch.setattr(shared_page._Folder, "ids", ids)
+            monkeypatch.setattr(shared_folder.Folder, "ids", ids)
         return found or real(folder)
 
-    monkeypatch.setattr(shared_page._Folder, "ids", ids)
+    monkeypatch.setattr(shared_folder.Folder, "ids", ids)
     live, dead, _ = process.member._read(but=process.member._id)
 
     assert [0, 20] == [
@@ -370,7 +371,7 @@ def test_page_that_cannot_be_read_in_one_piece_is_refused(
 ) -> None:
     """No page is better than one that goes back."""
     process = join(1)
-    monkeypatch.setattr(shared_page._Folder, "generation", lambda _: os.urandom(8).hex())
+    monkeypatch.setattr(shared_folder.Folder, "generation", lambda _: os.urandom(8).hex())
     with pytest.raises(BlockingIOError):
         process.shown()
 
@@ -379,9 +380,9 @@ def test_retiring_gives_way_to_whoever_has_the_lock(join: Callable[..., Process]
     """A turn never waits: the next one will do."""
     process = join(1)
     leave_behind(folder, 20)
-    assert shared_page._one_at_a_time.acquire(timeout=1)
+    assert shared_folder._one_at_a_time.acquire(timeout=1)
     process.turn()
-    shared_page._one_at_a_time.release()
+    shared_folder._one_at_a_time.release()
 
     assert (folder / "p1-dead.json").exists()
     assert 21 == process.shown()
@@ -432,13 +433,13 @@ def test_leaving_a_folder_that_is_gone_gives_up_the_lock(folder: Path) -> None:
     folder.rmdir()
     holder.leave()
 
-    assert folder / f"{holder._id}.lock" not in shared_page._of_this_process
+    assert folder / f"{holder._id}.lock" not in shared_folder._of_this_process
     assert {"shared_page.leave": 1} == failsafe.counts()
 
 
 def test_folder_that_vanishes_while_one_joins_is_made_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last one out may be a moment ahead."""
-    real, times = shared_page._make, []
+    real, times = shared_folder._make, []
 
     def make_and_lose(path: Path) -> None:
         real(path)
@@ -446,7 +447,7 @@ def test_folder_that_vanishes_while_one_joins_is_made_again(folder: Path, monkey
         if len(times) == 1:
             path.rmdir()
 
-    monkeypatch.setattr(shared_page, "_make", make_and_lose)
+    monkeypatch.setattr(shared_folder, "_make", make_and_lose)
     process = Process(folder, 1)
 
     assert (1, 2) == (process.shown(), len(times))
@@ -456,7 +457,7 @@ def test_folder_that_vanishes_while_one_joins_is_made_again(folder: Path, monkey
 def test_lock_of_a_folder_that_was_taken_away_is_no_lock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who has opened the file of the one before must not believe that it holds the folder."""
     folder.mkdir(parents=True)
-    real, files = shared_page._try_lock, []
+    real, files = shared_folder._try_lock, []
 
     def lock(descriptor: int, kind: int) -> bool:
         files.append(os.fstat(descriptor).st_ino)
@@ -464,8 +465,8 @@ def test_lock_of_a_folder_that_was_taken_away_is_no_lock(folder: Path, monkeypat
             (folder / "lock").rename(folder / "old")
         return real(descriptor, kind)
 
-    monkeypatch.setattr(shared_page, "_try_lock", lock)
-    with shared_page._Folder(folder).locked(1) as locked:
+    monkeypatch.setattr(shared_folder, "_try_lock", lock)
+    with shared_folder.Folder(folder).locked(1) as locked:
         assert (True, (folder / "lock").stat().st_ino) == (locked, files[-1])
 
 
@@ -474,12 +475,12 @@ def test_joining_does_not_wait_for_a_lock_that_is_never_released(
 ) -> None:
     """A process that was stopped while it held the lock must not stop others; they clear nothing then."""
     join(1)
-    monkeypatch.setattr(shared_page, "JOIN_S", 0.05)
-    assert shared_page._one_at_a_time.acquire(timeout=1)
+    monkeypatch.setattr(shared_folder, "JOIN_S", 0.05)
+    assert shared_folder._one_at_a_time.acquire(timeout=1)
     started = time.monotonic()
     process = join(20)
     took_s = time.monotonic() - started
-    shared_page._one_at_a_time.release()
+    shared_folder._one_at_a_time.release()
 
     assert 21 == process.shown()
     assert took_s < 1
@@ -620,7 +621,7 @@ def test_folder_that_cannot_be_made_is_refused_with_a_way_out(tmp_path: Path) ->
 
 def test_system_without_these_locks_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On Windows each process answers for itself."""
-    monkeypatch.setattr(shared_page, "_fcntl", None)
+    monkeypatch.setattr(shared_folder, "_fcntl", None)
     with pytest.raises(FolderRefused, match="locks"):
         Process(folder)
     with pytest.raises(FolderRefused, match="locks"):
@@ -718,7 +719,7 @@ def test_process_that_may_not_read_the_folder_shows_itself(
     def denied(_: Any) -> set[str]:
         raise PermissionError
 
-    monkeypatch.setattr(shared_page._Folder, "retired", denied)
+    monkeypatch.setattr(shared_folder.Folder, "retired", denied)
 
     assert (1, {"shared_page.read": 1}) == (process.shown(), failsafe.counts())
 
@@ -758,7 +759,7 @@ def test_process_that_was_taken_for_dead_does_not_count_twice(join: Callable[...
     one, other = join(1), join(20).without_thread()
     other.turn()
     (folder / f"{other.member._id}.lock").unlink()
-    shared_page._of_this_process.discard(folder / f"{other.member._id}.lock")
+    shared_folder._of_this_process.discard(folder / f"{other.member._id}.lock")
     one.turn()
     other.count = 50
     at_once = other.shown()

@@ -29,6 +29,7 @@ COMPETITORS = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # it starts the stock launcher, too, in a virtual environment that it makes
 def test_the_comparison_runs_and_reports_every_competitor(tmp_path: Path) -> None:
     """Two rounds of everything, as a table and as JSON."""
     report = tmp_path / "bench.json"

@@ -136,10 +136,11 @@ class _Handler:
         os.close(self._waked)
 
     def _deliver_again(self) -> None:
-        while number := os.read(self._wake, 1):
-            threading.Event().wait(_RETRY_S)
-            os.kill(self._process, number[0])
-        os.close(self._wake)
+        with suppress(OSError):  # an application that closes all descriptors has closed this one, too
+            while number := os.read(self._wake, 1):
+                threading.Event().wait(_RETRY_S)
+                os.kill(self._process, number[0])
+            os.close(self._wake)
 
 
 def _may_hold_a_lock(frame: FrameType | None) -> bool:

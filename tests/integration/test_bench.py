@@ -58,7 +58,7 @@ def test_the_ratio_of_a_case_to_the_first_one_is_that_of_their_work() -> None:
         once()
         once()
 
-    first, second = measure(Group("g", (Case("once", each(once)), Case("twice", each(twice)))), rounds=9)
+    first, second = measure(Group("g", (Case("once", each(once)), Case("twice", each(twice)))), rounds=31)
 
     assert (first.ratio, 1.5 < second.ratio < 2.5) == (1.0, True)
 

@@ -87,7 +87,7 @@ bench: setup ## Time recording beside the stock SDK and prometheus_client, in on
 	@$(RUN) python -m bench $(ARGS)
 
 .PHONY: collector
-collector: ## Build the Collector that tests use, from Go modules (cached by version).
+collector: ## Build the Collector that tests use, from Go modules (cached by version and manifest).
 	@collector/build.sh
 
 .PHONY: fmt

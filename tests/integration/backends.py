@@ -34,6 +34,7 @@ class Spans:
 
     def __init__(self, certificates: Certificates | None = None) -> None:
         self.port = free_port()
+        self.requests: list[Any] = []
         self.spans: list[Any] = []
         self.resources: list[Any] = []
         self.metadata: list[dict[str, str]] = []
@@ -81,6 +82,7 @@ class Spans:
             self.refused += 1
             context.abort(_STATUS.get(behaviour, grpc.StatusCode.CANCELLED), "as told")
         self.metadata.append({key: str(value) for key, value in context.invocation_metadata()})
+        self.requests.append(request)
         for resource in request.resource_spans:
             self.resources.append(resource.resource)
             self.spans += [span for scope in resource.scope_spans for span in scope.spans]

@@ -47,6 +47,10 @@ forks: setup ## Fork 200 times while eight threads record: no child hangs, none 
 endpoints: setup ## See what an application notices of OTLP endpoints that misbehave (about 20 min; ARGS=--help for more).
 	@$(RUN) python -m tests.integration.endpoints $(ARGS)
 
+.PHONY: outage
+outage: setup collector ## See what the sidecar loses when backends fail in every way (about 20 min; ARGS=--help for more).
+	@$(RUN) python -m tests.integration.outages $(ARGS)
+
 .PHONY: test
 test: check test-all test-newest ## Lint, types, layers, generated files, and all tests, on the locked and the newest SDK.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 BUNDLE = Path(__file__).parents[2] / "collector"
 SIDECAR = BUNDLE / "sidecar.yaml"
 START_S = 30.0
+_IN_A_NAME_SPACE = ("unshare", "--map-root-user", "--mount", "sh", "-c")
 
 
 def binary() -> str | None:
@@ -44,6 +46,14 @@ def binary() -> str | None:
     ended = subprocess.run([BUNDLE / "build.sh", "--path"], capture_output=True, text=True, timeout=30, check=True)
     path = ended.stdout.strip()
     return path if Path(path).is_file() else None
+
+
+def may_mount() -> bool:
+    """Return whether `Sidecar.disk_of` can be had on this machine."""
+    mount = (*_IN_A_NAME_SPACE, "mount -t tmpfs tmpfs /mnt")
+    return (
+        shutil.which("unshare") is not None and subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    )
 
 
 def clean_environment(**settings: str) -> dict[str, str]:
@@ -64,6 +74,7 @@ class Sidecar:
     def __init__(self, program: str, folder: Path, **variables: str) -> None:
         self.log = folder / "collector.log"
         self._program = program
+        self._before: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
         self.grpc, self.http, self.health, self.own, self.hop = (free_port() for _ in range(5))
         self.endpoints = {"grpc": f"http://127.0.0.1:{self.grpc}", "http/protobuf": f"http://127.0.0.1:{self.http}"}
@@ -80,16 +91,16 @@ class Sidecar:
             }
         )
 
-    @property
-    def pid(self) -> int:
-        """Return the id of the running process."""
-        assert self._process is not None
-        return self._process.pid
+    def disk_of(self, size: str) -> None:
+        """Give its queue a file system of *size* that ends with the process."""
+        queue = self.environment["COLLECTOR_QUEUE_DIRECTORY"]
+        Path(queue).mkdir()
+        self._before = [*_IN_A_NAME_SPACE, f'mount -t tmpfs -o size={size} tmpfs "{queue}" && exec "$@"', "sh"]
 
     def start(self, *overlays: Path | str, gates: str = "") -> None:
         """Start it with the sidecar's file and *overlays*, and return when it is healthy."""
         files = [SIDECAR, *(BUNDLE / overlay if isinstance(overlay, str) else overlay for overlay in overlays)]
-        command = [self._program, *(part for file in files for part in ("--config", str(file)))]
+        command = [*self._before, self._program, *(part for file in files for part in ("--config", str(file)))]
         if gates:
             command.append(f"--feature-gates={gates}")
         with self.log.open("ab") as output:

@@ -94,6 +94,10 @@ bench: setup ## Time recording beside the stock SDK and prometheus_client, in on
 collector: ## Build the Collector that tests use, from Go modules (cached by version and manifest).
 	@collector/build.sh
 
+.PHONY: jaeger
+jaeger: ## Build the Jaeger that tests use, from Go modules (cached by version and modules).
+	@collector/build.sh jaeger
+
 .PHONY: fmt
 fmt: setup ## Format the code and mend what can be mended.
 	@$(RUN) ruff format .

@@ -50,6 +50,7 @@ VARIABLES = (
     Variable("COLLECTOR_METRICS_QUEUE_BYTES", "134217728", "Most that waits of metrics, in bytes."),
     Variable("COLLECTOR_TRACES_TIMEOUT", "10s", "Deadline of one request to the trace backend."),
     Variable("COLLECTOR_HOP_TIMEOUT", "15s", "Deadline of one remote write; a stop in an outage takes as long."),
+    Variable("COLLECTOR_METRICS_WINDOW_SECONDS", "7200", "Age above which points are dropped, in seconds; out_of_order_time_window of Prometheus."),
     Variable("COLLECTOR_MEMORY_PERCENT", "75", "Share of the memory (of the container, if it is limited) above which requests are refused."),
     Variable("COLLECTOR_INSTANCE_ID", "${env:HOSTNAME}", "service.instance.id of telemetry that has none; of a container, its name."),
     Variable("JEEVES_OTEL_CONTENT", "none", "Which kinds of content may leave, as for the SDK: a list of kinds, or all, or none."),

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import shutil
 import signal
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +30,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 
+from jeeves_otel.demo import processes
 from jeeves_otel.demo.processes import ChildError
 from tests.helpers import Samples, samples_of
 from tests.integration.launching import free_port
@@ -41,9 +44,11 @@ START_S = 30.0
 _IN_A_NAME_SPACE = ("unshare", "--map-root-user", "--mount", "sh", "-c")
 
 
-def binary() -> str | None:
-    """Return the program that `make collector` has built for the present manifest, None if nobody has."""
-    ended = subprocess.run([BUNDLE / "build.sh", "--path"], capture_output=True, text=True, timeout=30, check=True)
+def binary(part: str = "collector") -> str | None:
+    """Return the program that ``collector/build.sh PART`` has built from the present manifest, None if nobody has."""
+    ended = subprocess.run(
+        [BUNDLE / "build.sh", part, "--path"], capture_output=True, text=True, timeout=30, check=True
+    )
     path = ended.stdout.strip()
     return path if Path(path).is_file() else None
 
@@ -153,6 +158,40 @@ class Sidecar:
         """Return what it says about itself."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.own}/metrics", timeout=10) as response:
             return samples_of(response.read().decode())
+
+
+class Jaeger:
+    """A real Jaeger with the file of the bundle, its traces in memory.
+
+    Args:
+        program: Of Jaeger.
+    """
+
+    def __init__(self, program: str) -> None:
+        self.port, self._query, query_grpc, self._health = (free_port() for _ in range(4))
+        self.command = [program, "--config", str(BUNDLE / "jaeger.yaml")]
+        self.environment = clean_environment(
+            JAEGER_OTLP_GRPC=f"127.0.0.1:{self.port}",
+            JAEGER_QUERY=f"127.0.0.1:{self._query}",
+            JAEGER_QUERY_GRPC=f"127.0.0.1:{query_grpc}",
+            JAEGER_HEALTH=f"127.0.0.1:{self._health}",
+        )
+
+    @contextmanager
+    def running(self, folder: Path) -> Iterator[None]:
+        """Run it for the length of a ``with`` block, with its log in *folder*."""
+        with processes.running("Jaeger", self.command, self.environment, folder / "jaeger.log") as child:
+            child.wait_until_answering(f"http://127.0.0.1:{self._health}/status")
+            yield
+
+    def spans(self, trace: str) -> dict[str, str]:
+        """Return ``{span id: id of its parent, or nothing}`` of a trace."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self._query}/api/traces/{trace}", timeout=10) as response:
+                found = json.load(response)["data"][0]["spans"]
+        except urllib.error.HTTPError:  # not found, so far
+            return {}
+        return {each["spanID"]: "".join(parent["spanID"] for parent in each["references"]) for each in found}
 
 
 def send(sidecar: Sidecar, message: ExportTraceServiceRequest | ExportMetricsServiceRequest) -> bool:

@@ -15,3 +15,12 @@ def collector() -> str:
     if program is None:
         pytest.skip("there is no Collector in the cache; build it with: make collector")
     return program
+
+
+@pytest.fixture(scope="session")
+def jaeger() -> str:
+    """Return the program of Jaeger, or skip where nobody has built it."""
+    program = binary("jaeger")
+    if program is None:
+        pytest.skip("there is no Jaeger in the cache; build it with: collector/build.sh jaeger")
+    return program

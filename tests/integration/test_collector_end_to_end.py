@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo, the sidecar and a real Prometheus: what arrives is what is on the pages, and traces are whole and redacted."""
+"""The demo, the sidecar and a real Prometheus and Jaeger: what arrives is what is on the pages, and traces are whole and redacted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jeeves_otel.demo.traffic import scripts
 from jeeves_otel.registry import load
 from tests.helpers import poll_until
 from tests.integration.backends import Spans
-from tests.integration.collectors import Sidecar
+from tests.integration.collectors import Jaeger, Sidecar
 from tests.integration.prometheus_server import Prometheus, prometheus_of_the_bundle
 
 if TYPE_CHECKING:
@@ -29,9 +29,11 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 REQUESTS = 60
-# What the services have sent, beside what the sidecar makes of it.
-_UNREDACTED = """
-exporters: {file: {path: %s}}
+# What the services have sent, beside what the sidecar makes of it; and a second trace backend, which is Jaeger.
+_OVERLAY = """
+exporters:
+  file: {path: %s}
+  otlp_grpc/jaeger: {endpoint: "127.0.0.1:%d", tls: {insecure: true}}
 service: {pipelines: {traces/unredacted: {receivers: [otlp], exporters: [file]}}}
 """
 
@@ -60,6 +62,7 @@ class Run:
     spans: list[Any]
     exemplars: set[str]
     unredacted: str
+    jaeger: dict[str, dict[str, str]]
 
 
 def _stored(prometheus: Prometheus) -> dict[Series, float]:
@@ -98,21 +101,23 @@ def _traces(backend: Spans) -> list[list[Span]]:
 
 
 @pytest.fixture(scope="module")
-def run(collector: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+def run(collector: str, jaeger: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """Yield what a run of the demo, whose SDK lets all content pass, leaves behind the sidecar."""
     folder = tmp_path_factory.mktemp("end-to-end")
-    backend = Spans()
+    backend, store = Spans(), Jaeger(jaeger)
     with pytest.MonkeyPatch.context() as patched, ExitStack() as stack:
         stack.callback(backend.stop)
+        stack.enter_context(store.running(folder))
         prometheus = stack.enter_context(prometheus_of_the_bundle(folder))
         sidecar = Sidecar(
             collector,
             folder,
             COLLECTOR_TRACES_ENDPOINT=f"127.0.0.1:{backend.port}",
+            COLLECTOR_TRACES_EXPORTERS="[otlp_grpc/traces, otlp_grpc/jaeger]",
             COLLECTOR_REMOTE_WRITE_URL=f"{prometheus.url}/api/v1/write",
         )
         unredacted, overlay = folder / "unredacted.jsonl", folder / "overlay.yaml"
-        overlay.write_text(_UNREDACTED % unredacted, encoding="utf-8")
+        overlay.write_text(_OVERLAY % (unredacted, store.port), encoding="utf-8")
         stack.enter_context(sidecar.running(overlay))
         patched.setattr(driver, "Receiver", lambda: Endpoint(sidecar.endpoints["http/protobuf"]))
         clean = driver._clean_environment()
@@ -125,7 +130,10 @@ def run(collector: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ru
 
         def arrived() -> bool:
             whole = {spans[0].trace for spans in _traces(backend) if report.is_whole(spans)}
-            return _promised(_stored(prometheus)) == page and sampled <= whole
+            if _promised(_stored(prometheus)) != page or not sampled <= whole:
+                return False
+            counts = {spans[0].trace: len(spans) for spans in _traces(backend)}
+            return all(len(store.spans(trace)) == counts[trace] for trace in sampled)
 
         with suppress(AssertionError):  # the tests say what differs
             poll_until(arrived, "everything to arrive", timeout_s=20)
@@ -134,8 +142,9 @@ def run(collector: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ru
         )
         exemplars = {each["labels"]["trace_id"] for series in found for each in series["exemplars"]}
         stored = _promised(_stored(prometheus))
+        kept = {trace: store.spans(trace) for trace in sampled}
         before = unredacted.read_text(encoding="utf-8")
-        yield Run(page, stored, _traces(backend), sampled, list(backend.spans), exemplars, before)
+        yield Run(page, stored, _traces(backend), sampled, list(backend.spans), exemplars, before, kept)
 
 
 def test_counts_in_prometheus_are_those_on_the_pages(run: Run) -> None:
@@ -150,6 +159,13 @@ def test_every_trace_arrives_whole(run: Run) -> None:
 
     assert run.sampled
     assert [] == [trace for trace in run.sampled if trace not in arrived or not report.is_whole(arrived[trace])]
+
+
+def test_jaeger_has_every_span_of_every_trace(run: Run) -> None:
+    """With its parent, as the same Collector has sent them to the other backend."""
+    arrived = {spans[0].trace: {span.id: span.parent for span in spans} for spans in run.traces}
+
+    assert {trace: arrived[trace] for trace in run.sampled} == run.jaeger
 
 
 def test_content_that_the_services_let_pass_ends_at_the_sidecar(run: Run) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +30,15 @@ def test_no_mark_of_a_template_is_left() -> None:
     left = [mark for text in CONFIGURATIONS.values() for mark in re.findall(r"<[A-Z_]+>|@\w+@", text)]
 
     assert [] == left
+
+
+def test_the_modules_of_jaeger_are_those_of_its_version() -> None:
+    """The version stands in one place, and the module file agrees."""
+    bundle = Path(__file__).parents[2] / "collector"
+    version = re.search(r"^JAEGER_VERSION=(.+)$", (bundle / "versions.env").read_text(encoding="utf-8"), re.MULTILINE)
+
+    assert version is not None
+    assert f"github.com/jaegertracing/jaeger v{version[1]} " in (bundle / "jaeger/go.mod").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("word", ["password", "token", "secret"])

@@ -34,7 +34,7 @@ def render(registry: Registry, settings: Sequence[tuple[str, str, str]]) -> dict
         "docs/reference/instruments.md": docs.instruments_page(registry),
         "docs/reference/settings.md": docs.settings_page(settings),
         "docs/reference/content.md": docs.content_page(kinds().values()),
-        **collector.files(kinds().values()),
+        **collector.files(registry, kinds().values()),
     }
     if empty := [path for path, text in files.items() if not text.strip()]:
         raise ValueError(f"nothing was rendered for {', '.join(empty)}")

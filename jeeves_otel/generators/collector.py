@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from jeeves_otel.content import Kind
+    from jeeves_otel.registry import Registry
 
 _TEMPLATES = Path(__file__).parents[1] / "data" / "collector"
 _PLACE = re.compile(r"<([A-Z][A-Z_]+)>")
@@ -72,10 +73,16 @@ VARIABLES = (
 _BY_NAME = {variable.name: variable for variable in VARIABLES}
 
 
-def files(kinds: Iterable[Kind]) -> dict[str, str]:
+def files(registry: Registry, kinds: Iterable[Kind]) -> dict[str, str]:
     """Return every generated file of the Collector, ``{path: text}``, paths relative to the project's root."""
     kinds = tuple(kinds)
-    rendered = {f"collector/{name}": _filled(name, text, kinds) for name, text in _templates()}
+    parts = {
+        "@content@": "\n".join(_statements(kinds)),
+        "@labels@": "\n".join(
+            f"      - {name}" for name in _labels(registry, {key for kind in kinds for key in kind.cut})
+        ),
+    }
+    rendered = {f"collector/{name}": _filled(name, text, parts) for name, text in _templates()}
     return {**rendered, "docs/reference/collector.md": _page()}
 
 
@@ -85,14 +92,25 @@ def _templates() -> list[tuple[str, str]]:
     return [(path.name, path.read_text(encoding="utf-8")) for path in paths]
 
 
-def _filled(name: str, template: str, kinds: tuple[Kind, ...]) -> str:
-    """Return *template* with its variables, the table of them and the statements about content."""
-    content = "@content@" in template
-    header = _HEADER.format(sources=f"collector/{name}" + (" and content.yaml" if content else ""))
+def _filled(name: str, template: str, parts: Mapping[str, str]) -> str:
+    """Return *template* with its variables, the table of them, and *parts* in the place of their marks."""
+    from_registry = any(mark in template for mark in parts)
+    header = _HEADER.format(sources=f"collector/{name}" + (", content.yaml and the registry" if from_registry else ""))
     text = template.replace("@variables@", "\n".join(_comment(_variables_of(template))))
-    if content:
-        text = text.replace("@content@", "\n".join(_statements(kinds)))
+    for mark, part in parts.items():
+        text = text.replace(mark, part)
     return header + "#\n" + _PLACE.sub(lambda match: _reference(_BY_NAME[match[1]]), text)
+
+
+def _labels(registry: Registry, cut: set[str]) -> list[str]:
+    """Return the attributes that are recorded with instruments, but those that are URLs, or called like anything."""
+    recorded = {
+        spelling
+        for instrument in registry.instruments.values()
+        for attribute in instrument.attributes
+        for spelling in registry.spelled(attribute)
+    }
+    return sorted(name for name in recorded - cut if "." in name)
 
 
 def _variables_of(template: str) -> list[Variable]:
@@ -142,28 +160,38 @@ def _page() -> str:
 
 
 def _statements(kinds: tuple[Kind, ...]) -> Iterator[str]:
-    """Yield the groups of statements that take content out of spans and of their events, unless its kind is asked for."""
+    """Yield the groups of statements that take content out of spans and of their events, unless its kind is asked for.
+
+    By default everything goes, with one pattern per attribute instead of one per kind, and a comparison instead of a
+    pattern per group: these are what it costs.
+    """
+    asked_for = _reference(_BY_NAME["JEEVES_OTEL_CONTENT"])
+    nothing = f'"{asked_for}" == "none"'
+    yield "      # Nothing is asked for: all kinds at once."
+    yield from _groups(kinds, nothing)
+    for kind in kinds:
+        yield f"      # {kind.name}: {kind.meaning}"
+        this = f'IsMatch("{asked_for}", "(?i)(^|[ ,])({kind.name}|all)([ ,]|\\\\z)")'
+        yield from _groups((kind,), f'"{asked_for}" != "none" and not {this}')
+
+
+def _groups(kinds: tuple[Kind, ...], condition: str) -> Iterator[str]:
     for context in ("span", "spanevent"):
         yield f"      - context: {context}"
+        yield f"        conditions: [{_quoted(condition)}]"
         yield "        statements:"
-        for kind in kinds:
-            yield f"          # {kind.name}: {kind.meaning}"
-            asked_for = (
-                f'IsMatch("{_reference(_BY_NAME["JEEVES_OTEL_CONTENT"])}", "(?i)(^|[ ,])({kind.name}|all)([ ,]|\\\\z)")'
-            )
-            for statement in _removals(kind, context):
-                condition = f"{'and' if ' where ' in statement else 'where'} not {asked_for}"
-                yield f"          - {_quoted(f'{statement} {condition}')}"
+        yield from (f"          - {_quoted(statement)}" for statement in _removals(kinds, context))
 
 
-def _removals(kind: Kind, context: str) -> Iterator[str]:
-    """Yield what takes *kind* out of a span or an event; a pattern leaves an attribute that is not there alone."""
-    if kind.attributes:
-        yield f'delete_matching_keys({context}.attributes, "{_pattern(kind.attributes)}")'
-    for key in kind.cut:
-        yield f'replace_pattern({context}.attributes["{key}"], "[?#].*", "")'
-        yield f'replace_pattern({context}.attributes["{key}"], "://[^/\\\\s]+@", "://")'
-    if kind.statuses and context == "span":
+def _removals(kinds: tuple[Kind, ...], context: str) -> Iterator[str]:
+    """Yield what takes *kinds* out of a span or an event."""
+    if names := [name for kind in kinds for name in kind.attributes]:
+        yield f'delete_matching_keys({context}.attributes, "{_pattern(names)}")'
+    for key in (key for kind in kinds for key in kind.cut):
+        url = f'{context}.attributes["{key}"]'
+        yield f'replace_pattern({url}, "[?#].*", "") where {url} != nil'
+        yield f'replace_pattern({url}, "://[^/\\\\s]+@", "://") where {url} != nil'
+    if context == "span" and any(kind.statuses for kind in kinds):
         error_type = 'span.attributes["error.type"]'
         yield f'set(span.status.message, "") where {error_type} == nil'
         yield f'set(span.status.message, {error_type}) where span.status.message != ""'

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,6 @@ METRICS: list[tuple[str, ...]] = [
 ]
 ALERTS: list[tuple[str, ...]] = [(), ("alerts.yaml",)]
 COMBINATIONS = [tuple(itertools.chain(*each)) for each in itertools.product(TRACES, METRICS, ALERTS)]
-AT_MS = 1_700_000_000_000
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +167,7 @@ def test_backends_that_ask_for_certificates_and_credentials_get_both(
 ) -> None:
     """A span and a sample arrive over mutual TLS, with what the overlays say."""
     jaeger, prometheus = Spans(certificates), Door(certificates=certificates)
+    now_ms = time.time_ns() // 1_000_000
     sidecar = Sidecar(
         collector,
         tmp_path,
@@ -177,7 +178,7 @@ def test_backends_that_ask_for_certificates_and_credentials_get_both(
     try:
         with sidecar.running(*overlays, gates=APPEND):
             assert send(sidecar, spans(resource(service_name="a-service"), span(1)))
-            assert send(sidecar, counter(resource(service_name="a-service"), "a_total", 1, AT_MS, AT_MS))
+            assert send(sidecar, counter(resource(service_name="a-service"), "a_total", 1, now_ms, now_ms))
             poll_until(lambda: jaeger.spans and prometheus.bodies, "a span and a sample")
     finally:
         jaeger.stop()

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from jeeves_otel.checks import load_checked
 from jeeves_otel.content import kinds
 from jeeves_otel.generators.collector import VARIABLES, files
+from jeeves_otel.registry import profile_names
 
-FILES = files(kinds().values())
+FILES = files(load_checked(profile_names()), kinds().values())
 CONFIGURATIONS = {path: text for path, text in FILES.items() if path.endswith(".yaml")}
 
 

@@ -47,6 +47,10 @@ forks: setup ## Fork 200 times while eight threads record: no child hangs, none 
 endpoints: setup ## See what an application notices of OTLP endpoints that misbehave (about 20 min; ARGS=--help for more).
 	@$(RUN) python -m tests.integration.endpoints $(ARGS)
 
+.PHONY: outage
+outage: setup collector ## See what the sidecar loses when backends fail in every way (about 20 min; ARGS=--help for more).
+	@$(RUN) python -m tests.integration.outages $(ARGS)
+
 .PHONY: test
 test: check test-all test-newest ## Lint, types, layers, generated files, and all tests, on the locked and the newest SDK.
 
@@ -87,8 +91,12 @@ bench: setup ## Time recording beside the stock SDK and prometheus_client, in on
 	@$(RUN) python -m bench $(ARGS)
 
 .PHONY: collector
-collector: ## Build the Collector that tests use, from Go modules (cached by version).
+collector: ## Build the Collector that tests use, from Go modules (cached by version and manifest).
 	@collector/build.sh
+
+.PHONY: jaeger
+jaeger: ## Build the Jaeger that tests use, from Go modules (cached by version and modules).
+	@collector/build.sh jaeger
 
 .PHONY: fmt
 fmt: setup ## Format the code and mend what can be mended.

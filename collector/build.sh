@@ -1,44 +1,66 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Build the Collector of builder.yaml from Go modules into the user's cache, unless it is there already.
-# Needs Go 1.24 or newer and a Go module proxy; takes a few minutes the first time. Prints the path of the binary.
+# Build a real part of the bundle from Go modules into the user's cache, unless it is there already.
 #
-# builder/go.sum and builder/otelcol.sum hold the checksums of every module, so that each build gets the same bytes.
-# After a change of builder.yaml run `collector/build.sh --new-sums` and read the difference: it asks the checksum
-# database again, except for the Collector's own modules, whose builder that database does not list.
+#   build.sh [collector|jaeger]              build it, and print the path of the binary
+#   build.sh [collector|jaeger] --path       print the path; the file is missing if nobody has built it
+#   build.sh collector --new-sums            after a change of builder.yaml; read the difference of builder/
+#
+# Needs Go 1.24.6 or newer and a Go module proxy; takes a few minutes the first time. builder/ and jaeger/ hold the checksums
+# of every module, so that each build gets the same bytes. The checksum database lacks some of these modules, among them
+# the Collector's own; their sums were taken once, from the proxy.
 set -euo pipefail
 
-version=0.144.0
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-cache="${XDG_CACHE_HOME:-$HOME/.cache}/jeeves-otel/collector-$version"
-binary="$cache/otelcol"
+# shellcheck source=collector/versions.env
+source "$here/versions.env"
 
-# The manifest is kept beside the binary: another list of components is another Collector.
-if [[ "${1:-}" != --new-sums && -x "$binary" ]] && cmp --silent "$here/builder.yaml" "$cache/builder.yaml"; then
+part=collector
+case "${1:-}" in
+collector | jaeger) part=$1 && shift ;;
+esac
+# What it is made from is part of the name: two checkouts do not build over each other.
+case $part in
+collector) version=$COLLECTOR_VERSION made_from=("$here/builder.yaml") name=otelcol ;;
+jaeger) version=$JAEGER_VERSION made_from=("$here/jaeger/go.mod") name=jaeger ;;
+esac
+hash="$(cat "${made_from[@]}" | sha256sum | cut -c 1-12)"
+cache="${XDG_CACHE_HOME:-$HOME/.cache}/jeeves-otel/$part-$version-$hash"
+binary="$cache/$name"
+
+if [[ "${1:-}" == --path ]] || [[ "${1:-}" != --new-sums && -x "$binary" ]]; then
     echo "$binary"
     exit 0
 fi
 if ! command -v go >/dev/null; then
-    echo "build.sh: Go is not installed; get Go 1.24 or newer, or use the image otel/opentelemetry-collector-contrib:$version" >&2
+    echo "build.sh: Go is not installed; get Go 1.24.6 or newer, or use the images otel/opentelemetry-collector-contrib:$COLLECTOR_VERSION and jaegertracing/jaeger" >&2
     exit 1
 fi
 
+build_collector() {
+    # Built outside the build folder, whose go.mod is the Collector's own.
+    go build -C "$here/builder" -o "$cache/ocb" go.opentelemetry.io/collector/cmd/builder
+    if [[ "${1:-}" == --new-sums ]]; then
+        export GONOSUMDB='go.opentelemetry.io/*,github.com/open-telemetry/*'
+    else
+        cp "$here/builder/otelcol.sum" build/go.sum
+    fi
+    nice "$cache/ocb" --config "$here/builder.yaml" --ldflags "-s -w" >&2
+    [[ "${1:-}" == --new-sums ]] && cp build/go.sum "$here/builder/otelcol.sum"
+    mv build/otelcol "$binary"
+}
+
+build_jaeger() {
+    nice go build -C "$here/jaeger" -mod=readonly -ldflags "-s -w" -o "$cache/build/jaeger" github.com/jaegertracing/jaeger/cmd/jaeger
+    mv build/jaeger "$binary"
+}
+
 mkdir -p "$cache"
 cd "$cache"
-rm -rf build builder.yaml # a build that broke off begins again
+rm -rf build # a build that broke off begins again
 mkdir build
-# Built outside the build folder, whose go.mod is the Collector's own.
-go build -C "$here/builder" -o "$cache/ocb" go.opentelemetry.io/collector/cmd/builder
-if [[ "${1:-}" == --new-sums ]]; then
-    export GONOSUMDB='go.opentelemetry.io/*,github.com/open-telemetry/*'
-else
-    cp "$here/builder/otelcol.sum" build/go.sum
-fi
-echo "building the Collector $version into $cache (a few minutes)" >&2
-# nice: a build must not take the machine. -s -w: without symbol tables the binary has half the size.
-nice "$cache/ocb" --config "$here/builder.yaml" --ldflags "-s -w" >&2
-[[ "${1:-}" == --new-sums ]] && cp build/go.sum "$here/builder/otelcol.sum"
-mv build/otelcol "$binary"
-cp "$here/builder.yaml" builder.yaml
+# nice: a build must not take the machine. -s -w: without symbol tables a binary has half the size.
+echo "building $part $version into $cache (a few minutes)" >&2
+"build_$part" "$@"
 rm -rf build ocb
 echo "$binary"

@@ -10,7 +10,7 @@ import difflib
 from typing import TYPE_CHECKING
 
 from jeeves_otel.content import kinds
-from jeeves_otel.generators import docs
+from jeeves_otel.generators import collector, docs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,6 +34,7 @@ def render(registry: Registry, settings: Sequence[tuple[str, str, str]]) -> dict
         "docs/reference/instruments.md": docs.instruments_page(registry),
         "docs/reference/settings.md": docs.settings_page(settings),
         "docs/reference/content.md": docs.content_page(kinds().values()),
+        **collector.files(registry, kinds().values()),
     }
     if empty := [path for path, text in files.items() if not text.strip()]:
         raise ValueError(f"nothing was rendered for {', '.join(empty)}")

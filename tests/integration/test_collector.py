@@ -4,28 +4,21 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from jeeves_otel.demo.processes import free_ports, running
 from jeeves_otel.registry import load
+from tests.integration.collectors import Sidecar
 from tests.integration.launching import LAUNCHER, environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
-
-ROOT = Path(__file__).parents[2]
-SIDECAR = ROOT / "collector/sidecar.yaml"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-COLLECTOR = CACHE / "jeeves-otel/collector-0.144.0/otelcol"
 
 # What the program does; below is what has to arrive.
 PROGRAM = """
@@ -68,35 +61,6 @@ ARRIVES: list[tuple[str, dict[str, str], float]] = [
 ]
 
 
-@pytest.fixture(scope="module")
-def collector() -> str:
-    """Return the program of the Collector, or skip where nobody has built it."""
-    if not COLLECTOR.is_file():
-        pytest.skip("there is no Collector in the cache; build it with: make collector")
-    return str(COLLECTOR)
-
-
-@contextmanager
-def _sidecar(collector: str, folder: Path) -> Iterator[tuple[dict[str, str], Path]]:
-    """Run the sidecar with a file for an exporter; yield the endpoints by protocol, and the file."""
-    grpc, http, health, own = free_ports(4)
-    arrived = folder / "arrived.jsonl"
-    overlay = folder / "overlay.yaml"
-    overlay.write_text(f"exporters: {{file: {{path: {arrived}}}}}\n", encoding="utf-8")
-    switches = {
-        "COLLECTOR_OTLP_GRPC": f"127.0.0.1:{grpc}",
-        "COLLECTOR_OTLP_HTTP": f"127.0.0.1:{http}",
-        "COLLECTOR_HEALTH": f"127.0.0.1:{health}",
-        "COLLECTOR_SELF_PORT": str(own),
-        "COLLECTOR_TRACES_EXPORTERS": "[file]",
-        "COLLECTOR_METRICS_EXPORTERS": "[file, debug]",
-    }
-    command = [collector, "--config", str(SIDECAR), "--config", str(overlay)]
-    with running("The Collector", command, switches, folder / "collector.log") as child:
-        child.wait_until_answering(f"http://127.0.0.1:{health}/")
-        yield {"grpc": f"http://127.0.0.1:{grpc}", "http/protobuf": f"http://127.0.0.1:{http}"}, arrived
-
-
 def _launch(settings: dict[str, str], folder: Path) -> None:
     """Run the program under the launcher; it has nothing to say."""
     program = folder / "program.py"
@@ -119,10 +83,16 @@ def exported(
 ) -> list[dict[str, Any]]:
     """Return the requests that a Collector has written after one run of the program, for each protocol."""
     folder = tmp_path_factory.mktemp("collector")
-    with _sidecar(collector, folder) as (endpoints, arrived):
+    arrived = folder / "arrived.jsonl"
+    overlay = folder / "overlay.yaml"
+    overlay.write_text(f"exporters: {{file: {{path: {arrived}}}}}\n", encoding="utf-8")
+    sidecar = Sidecar(
+        collector, folder, COLLECTOR_TRACES_EXPORTERS="[file]", COLLECTOR_METRICS_EXPORTERS="[file, debug]"
+    )
+    with sidecar.running(overlay):
         settings = {
             "OTEL_SERVICE_NAME": "under-test",
-            "OTEL_EXPORTER_OTLP_ENDPOINT": endpoints[request.param],
+            "OTEL_EXPORTER_OTLP_ENDPOINT": sidecar.endpoints[request.param],
             "OTEL_EXPORTER_OTLP_PROTOCOL": request.param,
             "OTEL_TRACES_SAMPLER": "always_on",
             "METRICS_PORT": "0",
@@ -203,19 +173,3 @@ def test_spans_arrive_in_one_trace_each(exported: list[dict[str, Any]]) -> None:
     assert ["agent.process"] * 4 + ["llm.provider.call"] * 3 + ["pipeline.execute"] * 4 == names
     assert 4 == len({span["traceId"] for span in spans})
     assert {"under-test"} == {_text(resource["resource"]["attributes"])["service.name"] for resource in resources}
-
-
-@pytest.mark.parametrize("traces", ["[debug]", "[otlp_grpc]", "[debug, otlp_grpc]"])
-@pytest.mark.parametrize("metrics", ["[debug]", "[prometheusremotewrite]"])
-def test_the_sidecar_is_valid_with_every_switch(collector: str, traces: str, metrics: str) -> None:
-    """The Collector accepts the file whatever the switches choose."""
-    ended = subprocess.run(
-        [collector, "validate", "--config", str(SIDECAR)],
-        env={"COLLECTOR_TRACES_EXPORTERS": traces, "COLLECTOR_METRICS_EXPORTERS": metrics},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-    assert (0, "") == (ended.returncode, ended.stderr)

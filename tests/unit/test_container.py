@@ -16,6 +16,7 @@ from jeeves_otel.settings import VARIABLES
 
 ROOT = Path(__file__).parents[2]
 EXACT = re.compile(r"^[\w./-]+:\d+\.\d+\.\d+(-[\w.-]+)?$")
+COLLECTOR_FILES = sorted(f"collector/{path.name}" for path in (ROOT / "jeeves_otel/data/collector").glob("*.yaml"))
 OWN = ("JEEVES_OTEL_", "METRICS_")
 
 
@@ -166,10 +167,12 @@ def test_image_and_builder_have_the_same_collector_version() -> None:
     """What is tested is what runs."""
     image = _compose()["services"]["collector"]["image"]
     manifest = yaml.safe_load((ROOT / "collector/builder.yaml").read_text(encoding="utf-8"))
-    script = (ROOT / "collector/build.sh").read_text(encoding="utf-8")
+    versions = (ROOT / "collector/versions.env").read_text(encoding="utf-8")
 
     assert manifest["dist"]["version"] == image.rpartition(":")[2]
-    assert f"version={manifest['dist']['version']}\n" in script
+    assert f"COLLECTOR_VERSION={manifest['dist']['version']}\n" in versions
+    for each in manifest["providers"]:
+        assert f"COLLECTOR_STABLE_VERSION={each['gomod'].rpartition(' v')[2]}\n" in versions
 
 
 def test_every_component_is_pinned_to_the_version_of_the_collector() -> None:
@@ -185,24 +188,24 @@ def test_the_limiter_stands_first_in_every_pipeline() -> None:
     """What does not fit into memory is refused before anything is done with it."""
     first = {name: pipeline["processors"][0] for name, pipeline in _sidecar()["service"]["pipelines"].items()}
 
-    assert {"traces": "memory_limiter", "metrics": "memory_limiter"} == first
+    assert dict.fromkeys(("traces", "metrics", "metrics/rw"), "memory_limiter") == first
 
 
 def test_the_sidecar_listens_on_loopback_unless_told_otherwise() -> None:
     """Default addresses of receivers, health and own metrics are all 127.0.0.1."""
     sidecar = _sidecar()
-    protocols = sidecar["receivers"]["otlp"]["protocols"]
-    endpoints = [each["endpoint"] for each in protocols.values()] + [sidecar["extensions"]["health_check"]["endpoint"]]
+    protocols = [each for receiver in sidecar["receivers"].values() for each in receiver["protocols"].values()]
+    endpoints = [each["endpoint"] for each in protocols] + [sidecar["extensions"]["health_check"]["endpoint"]]
     own = sidecar["service"]["telemetry"]["metrics"]["readers"][0]["pull"]["exporter"]["prometheus"]["host"]
 
     assert [] == [endpoint for endpoint in endpoints if not re.search(r":-127\.0\.0\.1:\d+}$", endpoint)]
-    assert "127.0.0.1" == own
+    assert "${env:COLLECTOR_SELF_HOST:-127.0.0.1}" == own
 
 
 def test_every_switch_of_the_collector_in_compose_is_read_by_the_sidecar() -> None:
     """No COLLECTOR_ variable is set in vain, and each one in use is described at the head of the file."""
     text = (ROOT / "collector/sidecar.yaml").read_text(encoding="utf-8")
-    read = set(re.findall(r"\$\{env:(\w+)", text))
+    read = set(re.findall(r"\$\{env:(\w+)", text)) - {"HOSTNAME"}  # which every container has
     set_in_compose = {
         name for name in _compose()["services"]["collector"]["environment"] if name.startswith("COLLECTOR_")
     }
@@ -211,7 +214,7 @@ def test_every_switch_of_the_collector_in_compose_is_read_by_the_sidecar() -> No
     assert set() == {name for name in read if not re.search(rf"^# {name} ", text, re.MULTILINE)}
 
 
-@pytest.mark.parametrize("path", ["compose.yaml", "collector/sidecar.yaml", "collector/builder.yaml"])
+@pytest.mark.parametrize("path", ["compose.yaml", "collector/builder.yaml", *COLLECTOR_FILES])
 def test_no_key_stands_twice(path: str) -> None:
     """YAML would keep the last one in silence."""
 

@@ -29,6 +29,9 @@ _OTLP = {
     ("metrics", "grpc"): (f"{_GRPC}.metric_exporter", "OTLPMetricExporter"),
     ("logs", "grpc"): (f"{_GRPC}._log_exporter", "OTLPLogExporter"),
 }
+# What these import at their first export, in a thread (requests 2.32, CPython 3.11). A child that is forked in that moment
+# would wait for the end of that import for ever.
+_AT_FIRST_EXPORT = ("encodings.idna", "netrc")
 _CONSOLE = {
     "traces": ("opentelemetry.sdk.trace.export", "ConsoleSpanExporter"),
     "metrics": ("opentelemetry.sdk.metrics.export", "ConsoleMetricExporter"),
@@ -49,6 +52,8 @@ def exporter_class(signal: str, name: str, settings: Settings) -> type[Any]:
     _refuse_without_scheme(signal, name, settings)
     protocol = {"otlp_proto_http": "http/protobuf", "otlp_proto_grpc": "grpc"}.get(name, settings.protocol_for(signal))
     if name in {"otlp", "otlp_proto_http", "otlp_proto_grpc"}:
+        for module in _AT_FIRST_EXPORT:
+            import_module(module)
         return _imported(_OTLP[signal, protocol], f"OTLP over {protocol}", "pip install 'jeeves-otel[grpc]'")
     if name == "console":
         return _imported(_CONSOLE[signal], "console", "pip install opentelemetry-sdk")

@@ -12,7 +12,7 @@ import pytest
 
 from tests.helpers import counts_by, poll_until, samples_of
 from tests.integration.launching import APPS, LAUNCHER, environment, free_port
-from tests.otlp import HttpReceiver, Receiver, running
+from tests.otlp import GrpcReceiver, HttpReceiver, Receiver, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -221,3 +221,22 @@ def test_forked_workers_of_celery_export_what_their_tasks_measured(receiver: Rec
 
     assert 0 == status
     assert 6 == receiver.total("jeeves_errors_total")
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_exports_import_nothing_for_which_a_forked_child_could_wait(protocol: str) -> None:
+    """The lock of a module that a thread of the parent imports is held in the child by nobody who would release it."""
+    script = (
+        "import sys\n"
+        "from opentelemetry import metrics, trace\n"
+        "trace.get_tracer('test').start_span('test').end()\n"
+        "metrics.get_meter('test').create_counter('test').add(1)\n"
+        "before = set(sys.modules)\n"
+        "trace.get_tracer_provider().force_flush(), metrics.get_meter_provider().force_flush()\n"
+        "print(sorted(set(sys.modules) - before))\n"
+    )
+    kind = GrpcReceiver if protocol == "grpc" else HttpReceiver
+    for receiver in running(kind):
+        done = _run(receiver, "-c", script, OTEL_EXPORTER_OTLP_PROTOCOL=protocol)
+
+        assert ("[]\n", 1) == (done.stdout, len(receiver.spans())), done.stderr

@@ -161,11 +161,12 @@ class Telemetry:
 
     def _before_fork(self) -> None:
         # What another thread is opening would be half there in the child, which could then not let go of it.
-        self._forking.held = self.meter_provider.lock.acquire(timeout=_LONGEST_HOLD_S)
+        lock = self.meter_provider.lock  # kept, because `stand_down` in another thread puts another in its place
+        self._forking.held = lock if lock.acquire(timeout=_LONGEST_HOLD_S) else None
 
     def _after_fork(self) -> None:
-        if self._forking.held:
-            self.meter_provider.lock.release()
+        if self._forking.held is not None:
+            self._forking.held.release()
 
     def _leave_parent(self) -> None:
         """Be nobody's process yet, in the child of a fork: counts, spans, threads and connections are the parent's."""

@@ -90,13 +90,16 @@ render: setup ## Write everything that is generated from the registry.
 bench: setup ## Time recording beside the stock SDK and prometheus_client, in one run (ARGS=--help for more).
 	@$(RUN) python -m bench $(ARGS)
 
-.PHONY: collector
-collector: ## Build the Collector that tests use, from Go modules (cached by version and manifest).
+# Real parts, each built from Go modules into the user's cache, by version and modules.
+.PHONY: collector jaeger prometheus alertmanager
+collector: ## Build the Collector, with the components that its configurations use.
 	@collector/build.sh
-
-.PHONY: jaeger
-jaeger: ## Build the Jaeger that tests use, from Go modules (cached by version and modules).
+jaeger: ## Build Jaeger v2.
 	@collector/build.sh jaeger
+prometheus: ## Build Prometheus 3 and promtool.
+	@collector/build.sh prometheus
+alertmanager: ## Build Alertmanager and amtool.
+	@collector/build.sh alertmanager
 
 .PHONY: fmt
 fmt: setup ## Format the code and mend what can be mended.

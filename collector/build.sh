@@ -2,13 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 # Build a real part of the bundle from Go modules into the user's cache, unless it is there already.
 #
-#   build.sh [collector|jaeger]              build it, and print the path of the binary
-#   build.sh [collector|jaeger] --path       print the path; the file is missing if nobody has built it
-#   build.sh collector --new-sums            after a change of builder.yaml; read the difference of builder/
+#   build.sh [PART]                      build it, and print the path of the binary
+#   build.sh [PART] --path               print the path; the file is missing if nobody has built it
+#   build.sh collector --new-sums        after a change of builder.yaml; read the difference of builder/
 #
-# Needs Go 1.24.6 or newer and a Go module proxy; takes a few minutes the first time. builder/ and jaeger/ hold the checksums
-# of every module, so that each build gets the same bytes. The checksum database lacks some of these modules, among them
-# the Collector's own; their sums were taken once, from the proxy.
+# PART is one of collector (the default), jaeger, prometheus, alertmanager; beside prometheus stands promtool, beside
+# alertmanager amtool. Needs Go 1.24.6 or newer (1.26 for Prometheus) and a Go module proxy; takes a few minutes the first
+# time. The folders of the same names hold the checksums of every module, so that each build gets the same bytes. The
+# checksum database lacks some of these modules, among them the Collector's own; their sums were taken once, from the proxy.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -17,12 +18,20 @@ source "$here/versions.env"
 
 part=collector
 case "${1:-}" in
-collector | jaeger) part=$1 && shift ;;
+collector | jaeger | prometheus | alertmanager) part=$1 && shift ;;
+'' | --path | --new-sums) ;;
+*)
+    echo "build.sh: no part is called $1; there are collector, jaeger, prometheus, alertmanager" >&2
+    exit 2
+    ;;
 esac
 # What it is made from is part of the name: two checkouts do not build over each other.
+name=$part made_from=("$here/$part/go.mod")
 case $part in
 collector) version=$COLLECTOR_VERSION made_from=("$here/builder.yaml") name=otelcol ;;
-jaeger) version=$JAEGER_VERSION made_from=("$here/jaeger/go.mod") name=jaeger ;;
+jaeger) version=$JAEGER_VERSION ;;
+prometheus) version=$PROMETHEUS_VERSION ;;
+alertmanager) version=$ALERTMANAGER_VERSION ;;
 esac
 hash="$(cat "${made_from[@]}" | sha256sum | cut -c 1-12)"
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/jeeves-otel/$part-$version-$hash"
@@ -33,7 +42,7 @@ if [[ "${1:-}" == --path ]] || [[ "${1:-}" != --new-sums && -x "$binary" ]]; the
     exit 0
 fi
 if ! command -v go >/dev/null; then
-    echo "build.sh: Go is not installed; get Go 1.24.6 or newer, or use the images otel/opentelemetry-collector-contrib:$COLLECTOR_VERSION and jaegertracing/jaeger" >&2
+    echo "build.sh: Go is not installed; get Go 1.26 or newer, or run the images that compose.yaml names" >&2
     exit 1
 fi
 
@@ -50,10 +59,26 @@ build_collector() {
     mv build/otelcol "$binary"
 }
 
-build_jaeger() {
-    nice go build -C "$here/jaeger" -mod=readonly -ldflags "-s -w" -o "$cache/build/jaeger" github.com/jaegertracing/jaeger/cmd/jaeger
-    mv build/jaeger "$binary"
+# from_modules TAGS PACKAGE...: what the part's own go.mod names.
+from_modules() {
+    local tags=$1 package
+    shift
+    for package in "$@"; do
+        nice go build -C "$here/$part" -mod=readonly -tags "$tags" -ldflags "-s -w" -o "$cache/build/" "$package"
+    done
+    # The part itself comes last: a build that broke off has no binary where the next one looks.
+    find build -type f ! -name "$name" -exec mv -t . {} +
+    mv "build/$name" "$binary"
 }
+
+build_jaeger() { from_modules '' github.com/jaegertracing/jaeger/cmd/jaeger; }
+
+build_prometheus() {
+    # Discovery of clouds is left out, which a sidecar's Prometheus does not need, and half of the build.
+    from_modules netgo,remove_all_sd github.com/prometheus/prometheus/cmd/{prometheus,promtool}
+}
+
+build_alertmanager() { from_modules '' github.com/prometheus/alertmanager/cmd/{alertmanager,amtool}; }
 
 mkdir -p "$cache"
 cd "$cache"

@@ -34,13 +34,22 @@ def test_no_mark_of_a_template_is_left() -> None:
     assert [] == left
 
 
-def test_the_modules_of_jaeger_are_those_of_its_version() -> None:
+@pytest.mark.parametrize(
+    ("part", "module"),
+    [
+        ("jaeger", "jaegertracing/jaeger"),
+        ("prometheus", "prometheus/prometheus"),
+        ("alertmanager", "prometheus/alertmanager"),
+    ],
+)
+def test_the_modules_of_a_part_are_those_of_its_version(part: str, module: str) -> None:
     """The version stands in one place, and the module file agrees."""
     bundle = Path(__file__).parents[2] / "collector"
-    version = re.search(r"^JAEGER_VERSION=(.+)$", (bundle / "versions.env").read_text(encoding="utf-8"), re.MULTILINE)
+    versions = (bundle / "versions.env").read_text(encoding="utf-8")
+    version = re.search(rf"^{part.upper()}_VERSION=(.+)$", versions, re.MULTILINE)
 
     assert version is not None
-    assert f"github.com/jaegertracing/jaeger v{version[1]} " in (bundle / "jaeger/go.mod").read_text(encoding="utf-8")
+    assert f"github.com/{module} v{version[1]} " in (bundle / part / "go.mod").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("word", ["password", "token", "secret"])

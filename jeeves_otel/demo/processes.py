@@ -93,9 +93,9 @@ class Child:
         """Ask the process to end, and kill it if it has not ended within ten seconds."""
         if self._process.poll() is not None:
             return
-        # As Ctrl-C would: the server closes its connections, and the interpreter flushes telemetry on its way out.
-        self._process.send_signal(signal.SIGINT)
         try:
+            # As Ctrl-C would: the server closes its connections, and the interpreter flushes telemetry on its way out.
+            self._process.send_signal(signal.SIGINT)
             self._process.wait(STOP_S)
         except (subprocess.TimeoutExpired, KeyboardInterrupt):  # a second Ctrl-C means: now
             self._process.kill()
@@ -132,15 +132,26 @@ def terminated_as_interrupted() -> Iterator[None]:
 
 def require_free(port: int, option: str) -> None:
     """Raise `ChildError` if *port*, given with *option*, is taken; somebody else's answers would look like ours."""
+    try:
+        _bind(port)
+    except OSError as error:
+        raise ChildError(f"Port {port} cannot be used ({error.strerror}): choose another one with {option}.") from error
+
+
+def taken(port: int) -> bool:
+    """Return whether *port* of the loopback interface cannot be listened on."""
+    try:
+        _bind(port)
+    except OSError:
+        return True
+    return False
+
+
+def _bind(port: int) -> None:
     with socket.socket() as probe:
         # As servers do: a port whose last connections are still winding down is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise ChildError(
-                f"Port {port} cannot be used ({error.strerror}): choose another one with {option}."
-            ) from error
+        probe.bind(("127.0.0.1", port))
 
 
 def free_ports(count: int) -> list[int]:

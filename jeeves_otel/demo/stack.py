@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run the demo behind the real parts, see whether its data has arrived in all of them, and let everything run on.
+
+Start it in a checkout with ``make stack``, or ``python -m jeeves_otel.demo.stack``. It belongs to the demo, whose
+service and traffic it uses; it is no command of ``jeeves-otel``, because the bundle is not in the wheel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from jeeves_otel.demo import arrivals, parts, report, stage
+from jeeves_otel.demo.__main__ import positive, ratio
+from jeeves_otel.demo.processes import ChildError, terminated_as_interrupted
+from jeeves_otel.demo.traffic import scripts
+from jeeves_otel.registry import load
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from jeeves_otel.demo.samples import Series
+    from jeeves_otel.demo.traffic import Outcome
+
+ARRIVAL_S = 30.0  # the longest that data may be under way
+SERVICE = stage.Ports(gateway=8000, metrics=9090, kernel_metrics=9091)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user asked for; see `main`."""
+
+    requests: int
+    seed: int
+    sampled: float
+    once: bool
+    free_ports: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """What the backends have at one moment."""
+
+    samples: dict[Series, float]
+    traces: list[dict[str, Any]]
+    alerts: list[dict[str, Any]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read *arguments* (default: those of the process), run everything, and return the exit code.
+
+    0 if the data has arrived, 1 if it has not or a part fails, 130 if interrupted before that was known.
+    """
+    parser = argparse.ArgumentParser(
+        prog="make stack",
+        usage='make stack [ARGS="--once --free-ports …"]',
+        description="Run the demo behind a real Collector, Prometheus, Alertmanager and Jaeger, with the files in "
+        "collector/, show that its data has arrived in all of them, and let everything run until Ctrl-C.",
+    )
+    parser.add_argument("--once", action="store_true", help="end when it is known whether the data has arrived")
+    parser.add_argument("--free-ports", action="store_true", help="use any free ports instead of the usual ones")
+    parser.add_argument("--requests", type=positive, default=100, help="how many are sent (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="decides requests and failures (default: %(default)s)")
+    parser.add_argument("--sampled", type=ratio, default=1.0, help="share of traces, 0 to 1 (default: %(default)s)")
+    options = Options(**vars(parser.parse_args(arguments)))
+    console = stage.console_of_the_user()
+    try:
+        with terminated_as_interrupted(), ExitStack() as stack:
+            return _play(console, options, stack)
+    except ChildError as error:
+        console.print(str(error), markup=False, style="red", soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print("\nEverything is stopped.")
+        return stage.INTERRUPTED
+
+
+def _play(console: Console, options: Options, stack: ExitStack) -> int:
+    ports = parts.Ports.free() if options.free_ports else parts.Ports()
+    service = stage.Ports() if options.free_ports else SERVICE
+    ports.require_free(
+        {"service": service.gateway, "its page": service.metrics, "page of the kernel": service.kernel_metrics},
+        'Stop it, or take any free ports: make stack ARGS="--free-ports"',
+    )
+    console.rule("The parts", align="left")
+    programs = {part: parts.program(part, console.print) for part in parts.PARTS}
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jeeves-stack-")))
+    console.print("Starting Collector, Prometheus, Alertmanager and Jaeger with the files in collector/.")
+    started = parts.start(stack, programs, ports, folder)
+    console.print(f"They answer. Logs and data, until everything is ended: {folder}\n", soft_wrap=True)
+    endpoint = f"http://127.0.0.1:{ports.otlp_http}"
+    demo = stage.set_up(console, stack, endpoint, seed=options.seed, sampled=options.sampled, ports=service)
+    outcome = stage.send_all(console, demo, scripts(options.seed, options.requests))
+
+    def check() -> None:
+        demo.check()
+        for part in started:
+            part.check()
+
+    check()
+    page = stage.settled_page(demo, outcome.sent - outcome.probes)
+    arrived = _prove(console, ports, page, stage.sampled_of(outcome.traces, options.sampled), outcome)
+    _print_links(console, ports, demo, sorted(outcome.traces)[:1])
+    if not options.once:
+        console.print("\nEverything runs until Ctrl-C.")
+        stage.wait_for_interrupt(console, check)
+    return 0 if arrived else 1
+
+
+# ---- the proof -------------------------------------------------------------------------------------------------------
+
+
+def _prove(
+    console: Console, ports: parts.Ports, page: dict[Series, float], sampled: set[str], outcome: Outcome
+) -> bool:
+    """Print what has arrived, and return whether it is everything."""
+    registry = load()
+    expected = report.comparable(registry, page)
+    deadline = time.monotonic() + ARRIVAL_S
+    while True:
+        found = _ask(ports, 2 * outcome.sent + 10)
+        stored = report.comparable(registry, found.samples)
+        whole = _whole(found, sampled)
+        alerted, raised = arrivals.alerted(found.alerts), arrivals.exceptions(found.traces)
+        if (stored == expected and whole == sampled and alerted == raised) or time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    console.print()
+    console.rule("In Prometheus", align="left")
+    agreed = report.print_differences(console, expected, stored, "Prometheus")
+    console.rule("In Jaeger", align="left")
+    agreed = report.print_comparison(console, "traces sampled", len(sampled), "whole in Jaeger", len(whole)) and agreed
+    spans = report.telling([arrivals.spans(each) for each in found.traces])
+    if spans:
+        console.print(f"  one of them, {spans[0].trace}:")
+        report.print_trace(console, spans)
+    console.rule("In Alertmanager", align="left")
+    for each in sorted(arrivals.alerted(found.alerts)):
+        console.print(Text.assemble("  alert  ", (f"{arrivals.ALERT}  service={each[0]}  exception_type={each[1]}", "bold"), f"  severity={each[2]}"))
+    return _print_alerts(console, raised, alerted, len(found.alerts)) and agreed
+
+
+def _ask(ports: parts.Ports, limit: int) -> Arrived:
+    at = "http://127.0.0.1"
+    return Arrived(
+        arrivals.samples(f"{at}:{ports.prometheus}"),
+        arrivals.traces(f"{at}:{ports.jaeger}", "jeeves-gateway", limit),
+        arrivals.alerts(f"{at}:{ports.alertmanager}"),
+    )
+
+
+def _whole(found: Arrived, sampled: set[str]) -> set[str]:
+    traces = [arrivals.spans(each) for each in found.traces]
+    return {spans[0].trace for spans in traces if report.is_whole(spans)} & sampled
+
+
+def _print_alerts(
+    console: Console, raised: arrivals.Exceptions, alerted: arrivals.Exceptions, count: int
+) -> bool:
+    same = report.print_comparison(
+        console, "exceptions in the traces, by service, class and severity", len(raised), "alerts", count
+    )
+    for each in sorted(raised ^ alerted):
+        console.print(f"    {' '.join(each)}: {'no alert' if each in raised else 'in no trace'}", style="red")
+    return same and raised == alerted
+
+
+def _print_links(console: Console, ports: parts.Ports, demo: stage.Stage, traces: list[str]) -> None:
+    console.print()
+    console.rule("Where to look", align="left")
+    links = {
+        f"http://127.0.0.1:{ports.prometheus}/api/v1/query?query=jeeves_llm_calls_total": "a query of Prometheus",
+        **{f"http://127.0.0.1:{ports.jaeger}/api/traces/{trace}": "a trace in Jaeger" for trace in traces},
+        f"http://127.0.0.1:{ports.alertmanager}/#/alerts": "the alerts",
+        f"http://127.0.0.1:{ports.own_metrics}/metrics": "the Collector about itself",
+        **dict.fromkeys(demo.metrics_urls, "what a scraper would get"),
+        f"{demo.url}/docs": "the service",
+    }
+    for url, what in links.items():
+        console.print(f"  {url}  {what}", soft_wrap=True, markup=False)
+    console.print("Prometheus and Jaeger are built without their web pages, which their images have: make stack DOCKER=1")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -67,7 +67,7 @@ class Ports:
             raise ChildError(f"Somebody listens on {', '.join(busy)} already. {way_out}")
 
 
-def cached(part: str) -> str | None:
+def cached(part: str = "collector") -> str | None:
     """Return the program that ``collector/build.sh PART`` has built from the present manifest, None if nobody has."""
     ended = subprocess.run(  # noqa: S603 - our own script
         [BUNDLE / "build.sh", part, "--path"], capture_output=True, text=True, timeout=30, check=True

@@ -105,29 +105,60 @@ class Child:
 @contextlib.contextmanager
 def running(name: str, command: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[Child]:
     """Run a process for the length of a ``with`` block."""
-    child = Child(name, command, environment, log)
+    child: Child | None = None
     try:
+        with _interrupts.held():  # else one in between would leave a process that nobody knows
+            child = Child(name, command, environment, log)
         yield child
     finally:
-        child.stop()
+        if child is not None:
+            child.stop()
+
+
+class _Interrupts:
+    """Ctrl-C and SIGTERM, which may have to wait for a moment."""
+
+    def __init__(self) -> None:
+        self._are_held = False
+        self._waits = False
+
+    def handle(self, _: int, __: object) -> None:
+        """Raise KeyboardInterrupt, now or as soon as it may be."""
+        self._waits = self._are_held
+        if not self._are_held:
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Let an interrupt wait for the end of a ``with`` block."""
+        self._are_held = True
+        try:
+            yield
+        finally:
+            self._are_held = False
+        if self._waits:
+            self._waits = False
+            raise KeyboardInterrupt
+
+
+_interrupts = _Interrupts()
 
 
 @contextlib.contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
     """Let SIGTERM raise KeyboardInterrupt in a ``with`` block, so that it ends children as Ctrl-C does."""
-
-    def interrupt(_: int, __: object) -> None:
-        raise KeyboardInterrupt
-
+    before = {}
     try:
-        before = signal.signal(signal.SIGTERM, interrupt)
+        for each in (signal.SIGINT, signal.SIGTERM):
+            before[each] = signal.signal(each, _interrupts.handle)
     except ValueError:  # not the main thread: whoever called from another one handles signals
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def require_free(port: int, option: str) -> None:

@@ -145,9 +145,7 @@ def _prove(
         console.print(f"  one of them, {spans[0].trace}:")
         report.print_trace(console, spans)
     console.rule("In Alertmanager", align="left")
-    for each in sorted(arrivals.alerted(found.alerts)):
-        console.print(Text.assemble("  alert  ", (f"{arrivals.ALERT}  service={each[0]}  exception_type={each[1]}", "bold"), f"  severity={each[2]}"))
-    return _print_alerts(console, raised, alerted, len(found.alerts)) and agreed
+    return _print_alerts(console, raised, found.alerts) and agreed
 
 
 def _ask(ports: parts.Ports, limit: int) -> Arrived:
@@ -164,14 +162,18 @@ def _whole(found: Arrived, sampled: set[str]) -> set[str]:
     return {spans[0].trace for spans in traces if report.is_whole(spans)} & sampled
 
 
-def _print_alerts(
-    console: Console, raised: arrivals.Exceptions, alerted: arrivals.Exceptions, count: int
-) -> bool:
-    same = report.print_comparison(
-        console, "exceptions in the traces, by service, class and severity", len(raised), "alerts", count
-    )
+def _print_alerts(console: Console, raised: arrivals.Exceptions, alerts: list[dict[str, Any]]) -> bool:
+    """Print the alerts, and return whether there is one for each exception that was *raised* in a sampled trace."""
+    alerted = arrivals.alerted(alerts)
+    for service, kind, severity in sorted(alerted):
+        labels = f"service={service}  exception_type={kind}  severity={severity}"
+        console.print(Text.assemble("  ", (arrivals.ALERT, "bold"), f"  {labels}"), soft_wrap=True)
+    if not raised:
+        console.print("  No sampled request has failed: send more.")
+    left = "exceptions in the traces, of one service and class each"
+    same = report.print_comparison(console, left, len(raised), "alerts", len(alerts))
     for each in sorted(raised ^ alerted):
-        console.print(f"    {' '.join(each)}: {'no alert' if each in raised else 'in no trace'}", style="red")
+        console.print(f"    {'  '.join(each)}: {'no alert' if each in raised else 'in no trace'}", style="red")
     return same and raised == alerted
 
 
@@ -188,7 +190,9 @@ def _print_links(console: Console, ports: parts.Ports, demo: stage.Stage, traces
     }
     for url, what in links.items():
         console.print(f"  {url}  {what}", soft_wrap=True, markup=False)
-    console.print("Prometheus and Jaeger are built without their web pages, which their images have: make stack DOCKER=1")
+    console.print(
+        "Prometheus and Jaeger are built without their web pages; their images have them: make stack DOCKER=1"
+    )
 
 
 if __name__ == "__main__":

@@ -134,15 +134,9 @@ def start(stack: ExitStack, programs: Mapping[str, str], ports: Ports, folder: P
     Raises:
         ChildError: A part does not start.
     """
-    commands = {
-        "alertmanager": _alertmanager(ports, folder),
-        "prometheus": _prometheus(ports, folder),
-        "jaeger": ["--config", str(BUNDLE / "jaeger.yaml")],
-        "collector": _collector(),
-    }
     environment = clean_environment(**_variables(ports, folder))
     children = {}
-    for part, arguments in commands.items():
+    for part, arguments in commands(ports, folder).items():
         name = "The Collector" if part == "collector" else part.capitalize()
         command = [programs[part], *arguments]
         children[part] = stack.enter_context(running(name, command, environment, folder / f"{part}.log"))
@@ -151,6 +145,17 @@ def start(stack: ExitStack, programs: Mapping[str, str], ports: Ports, folder: P
     children["jaeger"].wait_until_answering(f"http://127.0.0.1:{ports.jaeger_health}/status")
     children["collector"].wait_until_answering(f"http://127.0.0.1:{ports.health}/")
     return list(children.values())
+
+
+def commands(ports: Ports, folder: Path) -> dict[str, list[str]]:
+    """Return ``{part: arguments}`` in the order in which they are started, and make the files that they name."""
+    return {
+        "alertmanager": _alertmanager(ports, folder),
+        "prometheus": _prometheus(ports, folder),
+        "jaeger": [f"--config={BUNDLE / 'jaeger.yaml'}"],
+        # The user's own file comes last, and wins.
+        "collector": [f"--config={BUNDLE / name}" for name in ("sidecar.yaml", "alerts.yaml", "extras.yaml")],
+    }
 
 
 def _variables(ports: Ports, folder: Path) -> dict[str, str]:
@@ -174,12 +179,6 @@ def _variables(ports: Ports, folder: Path) -> dict[str, str]:
         "COLLECTOR_QUEUE_DIRECTORY": str(folder / "queue"),
         "COLLECTOR_INSTANCE_ID": "stack",
     }
-
-
-def _collector() -> list[str]:
-    """Return its arguments: the sidecar, exceptions as alerts, and the user's own file last."""
-    files = ("sidecar.yaml", "alerts.yaml", "extras.yaml")
-    return [f"--config={BUNDLE / name}" for name in files]
 
 
 def _alertmanager(ports: Ports, folder: Path) -> list[str]:

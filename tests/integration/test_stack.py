@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
 from jeeves_otel.demo import parts
 from jeeves_otel.generators.collector import VARIABLES
@@ -22,7 +24,7 @@ from tests.helpers import poll_until
 from tests.integration.launching import environment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).parents[2]
 real = [pytest.mark.integration, pytest.mark.slow]
@@ -157,6 +159,69 @@ class TestStack:
         assert (1, []) == (status, stack.left())
         assert "Prometheus has ended with status 3.\nThe end of its log:\n  no such storage" in stack.output
         assert "Traceback" not in stack.output
+
+
+# ---- what containers are started with --------------------------------------------------------------------------------------
+
+
+def _of_compose() -> tuple[list[str], dict[str, str]]:
+    collector = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["services"]["collector"]
+    return collector["command"], collector["environment"]
+
+
+def _of_kubernetes() -> tuple[list[str], dict[str, str]]:
+    manifest = yaml.safe_load((parts.BUNDLE / "kubernetes/deployment.yaml").read_text(encoding="utf-8"))
+    (sidecar,) = manifest["spec"]["template"]["spec"]["initContainers"]
+    return sidecar["args"], {each["name"]: each.get("value", "a-pod") for each in sidecar["env"]}
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("started_by", [_of_compose, _of_kubernetes])
+def test_the_collector_takes_what_a_container_is_started_with(
+    collector: str, started_by: Callable[[], tuple[list[str], dict[str, str]]]
+) -> None:
+    """Files, their order, and variables."""
+    arguments, variables = started_by()
+    local = [each.replace("/etc/otelcol", str(parts.BUNDLE)) for each in arguments]
+    ended = subprocess.run(
+        [collector, "validate", *local],
+        env=parts.clean_environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert (0, "", "") == (ended.returncode, ended.stdout, ended.stderr)
+
+
+@pytest.mark.integration
+def test_prometheus_takes_the_folder_that_compose_puts_together(tmp_path: Path) -> None:
+    """Its file with everything beside it, and the addresses of containers in the place of ours."""
+    promtool = Path(parts.cached("prometheus") or pytest.skip("make prometheus")).with_name("promtool")
+    mounts = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["services"]["prometheus"]["volumes"]
+    for source, target, _ in [each.split(":") for each in mounts if each.endswith(":ro")]:
+        shutil.rmtree(tmp_path / target[1:], ignore_errors=True)
+        shutil.copytree(ROOT / source, tmp_path / target[1:])
+    ended = subprocess.run(
+        [promtool, "check", "config", tmp_path / "etc/jeeves-otel/prometheus.yaml"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert 0 == ended.returncode, ended.stdout + ended.stderr
+
+
+# ---- what `make stack` is started with -----------------------------------------------------------------------------------
+
+
+def test_the_users_file_is_the_last_that_the_collector_reads(tmp_path: Path) -> None:
+    """So that it wins."""
+    assert ["sidecar.yaml", "alerts.yaml", "extras.yaml"] == [
+        Path(each).name for each in parts.commands(parts.Ports(), tmp_path)["collector"]
+    ]
 
 
 def test_usual_ports_are_the_defaults_of_the_bundle() -> None:

@@ -25,12 +25,12 @@ from jeeves_otel.demo.traffic import scripts
 from jeeves_otel.registry import load
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from rich.console import Console
 
+    from jeeves_otel.demo.receiver import Span
     from jeeves_otel.demo.samples import Series
-    from jeeves_otel.demo.traffic import Outcome
 
 ARRIVAL_S = 30.0  # the longest that data may be under way
 SERVICE = stage.Ports(gateway=8000, metrics=9090, kernel_metrics=9091)
@@ -52,8 +52,14 @@ class Arrived:
     """What the backends have at one moment."""
 
     samples: dict[Series, float]
-    traces: list[dict[str, Any]]
+    traces: list[list[Span]]
+    raised: arrivals.Exceptions
     alerts: list[dict[str, Any]]
+
+    @property
+    def whole(self) -> set[str]:
+        """The ids of the traces that are complete."""
+        return {spans[0].trace for spans in self.traces if report.is_whole(spans)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -108,9 +114,10 @@ def _play(console: Console, options: Options, stack: ExitStack) -> int:
             part.check()
 
     check()
-    page = stage.settled_page(demo, outcome.sent - outcome.probes)
-    arrived = _prove(console, ports, page, stage.sampled_of(outcome.traces, options.sampled), outcome)
-    _print_links(console, ports, demo, sorted(outcome.traces)[:1])
+    page = report.comparable(load(), stage.settled_page(demo, outcome.sent - outcome.probes))
+    sampled = stage.sampled_of(outcome.traces, options.sampled)
+    arrived = _prove(console, ports, page, sampled, check) and not outcome.broken
+    _print_links(console, ports, demo, sorted(sampled)[:1])
     if not options.once:
         console.print("\nEverything runs until Ctrl-C.")
         stage.wait_for_interrupt(console, check)
@@ -121,57 +128,61 @@ def _play(console: Console, options: Options, stack: ExitStack) -> int:
 
 
 def _prove(
-    console: Console, ports: parts.Ports, page: dict[Series, float], sampled: set[str], outcome: Outcome
+    console: Console, ports: parts.Ports, page: dict[Series, float], sampled: set[str], check: Callable[[], None]
 ) -> bool:
-    """Print what has arrived, and return whether it is everything."""
-    registry = load()
-    expected = report.comparable(registry, page)
-    deadline = time.monotonic() + ARRIVAL_S
-    while True:
-        found = _ask(ports, 2 * outcome.sent + 10)
-        stored = report.comparable(registry, found.samples)
-        whole = _whole(found, sampled)
-        alerted, raised = arrivals.alerted(found.alerts), arrivals.exceptions(found.traces)
-        if (stored == expected and whole == sampled and alerted == raised) or time.monotonic() > deadline:
-            break
-        time.sleep(0.5)
+    """Print what has arrived, and return whether it is everything: the *page*, and the traces that were *sampled*."""
+    found = _wait(ports, page, sampled, check)
     console.print()
     console.rule("In Prometheus", align="left")
-    agreed = report.print_differences(console, expected, stored, "Prometheus")
+    agreed = report.print_differences(console, page, found.samples, "Prometheus")
     console.rule("In Jaeger", align="left")
-    agreed = report.print_comparison(console, "traces sampled", len(sampled), "whole in Jaeger", len(whole)) and agreed
-    spans = report.telling([arrivals.spans(each) for each in found.traces])
+    whole = len(found.whole & sampled)
+    agreed = report.print_comparison(console, "traces sampled", len(sampled), "whole in Jaeger", whole) and agreed
+    spans = report.telling(found.traces)
     if spans:
         console.print(f"  one of them, {spans[0].trace}:")
         report.print_trace(console, spans)
     console.rule("In Alertmanager", align="left")
-    return _print_alerts(console, raised, found.alerts) and agreed
+    return _print_alerts(console, found) and agreed
 
 
-def _ask(ports: parts.Ports, limit: int) -> Arrived:
-    at = "http://127.0.0.1"
+def _wait(ports: parts.Ports, page: dict[Series, float], sampled: set[str], check: Callable[[], None]) -> Arrived:
+    """Return what has arrived as soon as it is everything, or when the time for it is over."""
+    deadline = time.monotonic() + ARRIVAL_S
+    while True:
+        try:
+            found = _ask(ports, len(sampled))
+        except OSError as error:
+            check()  # which knows more about a part that has ended
+            raise ChildError(f"A part does not answer: {error}") from error
+        complete = found.samples == page and sampled <= found.whole and arrivals.alerted(found.alerts) == found.raised
+        if complete or time.monotonic() > deadline:
+            return found
+        time.sleep(0.5)
+
+
+def _ask(ports: parts.Ports, sampled: int) -> Arrived:
+    registry, at = load(), "http://127.0.0.1"
+    # More than there are, which are those of requests alone; Jaeger gives as many as it is asked for.
+    traces = arrivals.traces(f"{at}:{ports.jaeger}", "jeeves-gateway", 2 * sampled + 100)
     return Arrived(
-        arrivals.samples(f"{at}:{ports.prometheus}"),
-        arrivals.traces(f"{at}:{ports.jaeger}", "jeeves-gateway", limit),
+        report.comparable(registry, arrivals.samples(f"{at}:{ports.prometheus}")),
+        [arrivals.spans(each) for each in traces],
+        arrivals.exceptions(traces),
         arrivals.alerts(f"{at}:{ports.alertmanager}"),
     )
 
 
-def _whole(found: Arrived, sampled: set[str]) -> set[str]:
-    traces = [arrivals.spans(each) for each in found.traces]
-    return {spans[0].trace for spans in traces if report.is_whole(spans)} & sampled
-
-
-def _print_alerts(console: Console, raised: arrivals.Exceptions, alerts: list[dict[str, Any]]) -> bool:
-    """Print the alerts, and return whether there is one for each exception that was *raised* in a sampled trace."""
-    alerted = arrivals.alerted(alerts)
+def _print_alerts(console: Console, found: Arrived) -> bool:
+    """Print the alerts, and return whether there is one for each exception in the traces."""
+    raised, alerted = found.raised, arrivals.alerted(found.alerts)
     for service, kind, severity in sorted(alerted):
         labels = f"service={service}  exception_type={kind}  severity={severity}"
         console.print(Text.assemble("  ", (arrivals.ALERT, "bold"), f"  {labels}"), soft_wrap=True)
     if not raised:
         console.print("  No sampled request has failed: send more.")
     left = "exceptions in the traces, of one service and class each"
-    same = report.print_comparison(console, left, len(raised), "alerts", len(alerts))
+    same = report.print_comparison(console, left, len(raised), "alerts", len(found.alerts))
     for each in sorted(raised ^ alerted):
         console.print(f"    {'  '.join(each)}: {'no alert' if each in raised else 'in no trace'}", style="red")
     return same and raised == alerted

@@ -130,8 +130,8 @@ def set_up(
     gateway_command = ["-m", "uvicorn", "jeeves_otel.demo.service:app", "--port", str(port), "--log-level", "warning"]
     _announce(console, (kernel_command, kernel_settings), (gateway_command, gateway_settings))
     kernel = launched.start("kernel", kernel_command, kernel_settings)
-    kernel.wait_until_listening(kernel_port)
     gateway = launched.start("gateway", gateway_command, gateway_settings)
+    kernel.wait_until_listening(kernel_port)
     model.wait_until_answering(f"{model_url}/calls")
     gateway.wait_until_answering(f"http://127.0.0.1:{port}/metrics")
     pages = tuple(f"http://127.0.0.1:{each}/metrics" for each in (metrics_port, kernel_metrics_port))

@@ -19,9 +19,10 @@ import pytest
 import yaml
 
 from jeeves_otel.demo import parts
+from jeeves_otel.demo.processes import ChildError
 from jeeves_otel.generators.collector import VARIABLES
 from tests.helpers import poll_until
-from tests.integration.launching import environment
+from tests.integration.launching import environment, get
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -113,9 +114,12 @@ class TestStack:
         """With links that answer until then."""
         stack.start("--free-ports", "--requests", "10")
         poll_until(lambda: "until Ctrl-C" in stack.output.partition("Where to look")[2], "the links", timeout_s=60)
+        links = re.findall(r"^  (http://\S+)  ", stack.output.partition("Where to look")[2], re.MULTILINE)
+        answers = [len(get(link)) for link in links]
         before = stack.left()
         status = stack.wait(signal.SIGINT)
 
+        assert 7 == len([length for length in answers if length > 100])
         assert 8 <= len(before)
         assert (0, []) == (status, stack.left()), stack.output
 
@@ -222,6 +226,30 @@ def test_the_users_file_is_the_last_that_the_collector_reads(tmp_path: Path) -> 
     assert ["sidecar.yaml", "alerts.yaml", "extras.yaml"] == [
         Path(each).name for each in parts.commands(parts.Ports(), tmp_path)["collector"]
     ]
+
+
+@pytest.mark.integration
+def test_what_is_on_the_path_serves_if_it_is_new_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a cache; else it is built, and who cannot build is told so."""
+    installed = tmp_path / "prometheus"
+    (tmp_path / "go").write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    (tmp_path / "go").chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    said: list[str] = []
+    for version in ("3.5.0", "2.42.0"):
+        installed.write_text(f"#!/bin/sh\necho prometheus, version {version}\n", encoding="utf-8")
+        installed.chmod(0o755)
+        if version == "3.5.0":
+            assert str(installed) == parts.program("prometheus", said.append)
+        else:
+            with pytest.raises(ChildError, match="prometheus could not be built"):
+                parts.program("prometheus", said.append)
+
+    assert [
+        f"  prometheus: {installed}",
+        "  prometheus: building it from Go modules; this takes some minutes, once",
+    ] == said
 
 
 def test_usual_ports_are_the_defaults_of_the_bundle() -> None:

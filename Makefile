@@ -27,6 +27,15 @@ setup: $(if $(findstring .tools,$(UV)),.tools/bin/uv) ## Install everything that
 demo: setup ## Run a small agent service and show what comes out (ARGS=--help for more).
 	@$(RUN) jeeves-otel demo $(ARGS)
 
+# DOCKER=1: the images of compose.yaml instead, which have the web pages, and Grafana.
+.PHONY: stack
+stack: $(if $(DOCKER),,setup) ## Run the demo behind a real Collector, Prometheus, Jaeger and Alertmanager, until Ctrl-C (ARGS=--help, DOCKER=1).
+ifdef DOCKER
+	docker compose up --build $(ARGS)
+else
+	@$(RUN) python -m jeeves_otel.demo.stack $(ARGS)
+endif
+
 .PHONY: traces
 traces: setup ## Send 10,000 requests through the demo, and see whether every sampled trace is whole (about 3 min).
 	@$(RUN) jeeves-otel demo --requests 10000 --sampled 0.1 $(ARGS)

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Start an instrumented agent service, send requests to it, and show the metrics and one trace.",
     )
     parser.add_argument(
-        "--requests", type=_positive, default=300, help="how many requests are sent (default: %(default)s)"
+        "--requests", type=positive, default=300, help="how many requests are sent (default: %(default)s)"
     )
     parser.add_argument(
         "--seed", type=int, default=1, help="decides requests, answers and failures (default: %(default)s)"
@@ -31,13 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--metrics-port", type=_port, default=0, help="port of its /metrics server (default: a free one)"
     )
     parser.add_argument(
-        "--sampled", type=_ratio, default=1.0, help="share of traces that are sampled, 0 to 1 (default: %(default)s)"
+        "--sampled", type=ratio, default=1.0, help="share of traces that are sampled, 0 to 1 (default: %(default)s)"
     )
     given = parser.parse_args(arguments)
     return run(given.requests, given.seed, given.keep, given.port, given.metrics_port, given.sampled)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Return a count that is at least one, for `argparse`."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
@@ -51,7 +52,8 @@ def _port(text: str) -> int:
     return number
 
 
-def _ratio(text: str) -> float:
+def ratio(text: str) -> float:
+    """Return a number from 0 to 1, for `argparse`."""
     number = float(text)
     if not 0 <= number <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not a ratio from 0 to 1")

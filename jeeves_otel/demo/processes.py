@@ -93,9 +93,9 @@ class Child:
         """Ask the process to end, and kill it if it has not ended within ten seconds."""
         if self._process.poll() is not None:
             return
-        # As Ctrl-C would: the server closes its connections, and the interpreter flushes telemetry on its way out.
-        self._process.send_signal(signal.SIGINT)
         try:
+            # As Ctrl-C would: the server closes its connections, and the interpreter flushes telemetry on its way out.
+            self._process.send_signal(signal.SIGINT)
             self._process.wait(STOP_S)
         except (subprocess.TimeoutExpired, KeyboardInterrupt):  # a second Ctrl-C means: now
             self._process.kill()
@@ -105,42 +105,84 @@ class Child:
 @contextlib.contextmanager
 def running(name: str, command: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[Child]:
     """Run a process for the length of a ``with`` block."""
-    child = Child(name, command, environment, log)
+    child: Child | None = None
     try:
+        with _interrupts.held():  # else one in between would leave a process that nobody knows
+            child = Child(name, command, environment, log)
         yield child
     finally:
-        child.stop()
+        if child is not None:
+            child.stop()
+
+
+class _Interrupts:
+    """Ctrl-C and SIGTERM, which may have to wait for a moment."""
+
+    def __init__(self) -> None:
+        self._are_held = False
+        self._waits = False
+
+    def handle(self, _: int, __: object) -> None:
+        """Raise KeyboardInterrupt, now or as soon as it may be."""
+        self._waits = self._are_held
+        if not self._are_held:
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Let an interrupt wait for the end of a ``with`` block."""
+        self._are_held = True
+        try:
+            yield
+        finally:
+            self._are_held = False
+        if self._waits:
+            self._waits = False
+            raise KeyboardInterrupt
+
+
+_interrupts = _Interrupts()
 
 
 @contextlib.contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
     """Let SIGTERM raise KeyboardInterrupt in a ``with`` block, so that it ends children as Ctrl-C does."""
-
-    def interrupt(_: int, __: object) -> None:
-        raise KeyboardInterrupt
-
+    before = {}
     try:
-        before = signal.signal(signal.SIGTERM, interrupt)
+        for each in (signal.SIGINT, signal.SIGTERM):
+            before[each] = signal.signal(each, _interrupts.handle)
     except ValueError:  # not the main thread: whoever called from another one handles signals
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def require_free(port: int, option: str) -> None:
     """Raise `ChildError` if *port*, given with *option*, is taken; somebody else's answers would look like ours."""
+    try:
+        _bind(port)
+    except OSError as error:
+        raise ChildError(f"Port {port} cannot be used ({error.strerror}): choose another one with {option}.") from error
+
+
+def taken(port: int) -> bool:
+    """Return whether *port* of the loopback interface cannot be listened on."""
+    try:
+        _bind(port)
+    except OSError:
+        return True
+    return False
+
+
+def _bind(port: int) -> None:
     with socket.socket() as probe:
         # As servers do: a port whose last connections are still winding down is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise ChildError(
-                f"Port {port} cannot be used ({error.strerror}): choose another one with {option}."
-            ) from error
+        probe.bind(("127.0.0.1", port))
 
 
 def free_ports(count: int) -> list[int]:

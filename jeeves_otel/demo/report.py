@@ -218,23 +218,26 @@ def print_share(console: Console, sampled: int, traces: int, ratio: float) -> bo
     return same
 
 
-def print_differences(console: Console, page: Mapping[Series, float], delivered: Mapping[Series, float]) -> bool:
-    """Print in which series /metrics and OTLP differ, and return whether they are the same."""
+def print_differences(
+    console: Console, page: Mapping[Series, float], delivered: Mapping[Series, float], other: str = "OTLP"
+) -> bool:
+    """Print in which series /metrics and what the *other* side has differ, and return whether they are the same."""
     series = sorted(page.keys() | delivered.keys(), key=lambda each: (each[0], sorted(each[1])))
     differing = [each for each in series if page.get(each) != delivered.get(each)]
     if not differing:
         console.print(
             Text.assemble(
-                "  ", ("ok", "green"), f"  /metrics = OTLP: {len(series)} counters and histogram counts are the same"
+                "  ", ("ok", "green"), f"  /metrics = {other}: {len(series)} counters and histogram counts are the same"
             )
         )
         return True
     console.print(
         Text.assemble(
-            "  ", ("DIFFERS", "bold red"), f"  /metrics and OTLP, in {len(differing)} of {len(series)} series:"
+            "  ", ("DIFFERS", "bold red"), f"  /metrics and {other}, in {len(differing)} of {len(series)} series:"
         )
     )
     for name, labels in differing:
         shown = "  ".join(f"{key}={value}" for key, value in sorted(labels))
-        console.print(f"    {name}  {shown}: /metrics {page.get((name, labels))}, OTLP {delivered.get((name, labels))}")
+        values = f"/metrics {page.get((name, labels))}, {other} {delivered.get((name, labels))}"
+        console.print(f"    {name}  {shown}: {values}")
     return False

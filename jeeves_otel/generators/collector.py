@@ -56,6 +56,7 @@ VARIABLES = (
     Variable("COLLECTOR_INSTANCE_ID", "${env:HOSTNAME}", "service.instance.id of telemetry that has none; of a container, its name."),
     Variable("JEEVES_OTEL_CONTENT", "none", "Which kinds of content may leave, as for the SDK: a list of kinds, or all, or none."),
     Variable("COLLECTOR_ALERTMANAGER_URL", "http://alertmanager:9093", "Alertmanager, without /api."),
+    Variable("COLLECTOR_ALERTS_SOURCE_URL", "http://127.0.0.1:16686/search", "Where the link of an alert leads: pages of the trace backend."),
     Variable("COLLECTOR_TRACES_CA_FILE", "", "PEM file of the authority of the trace backend; empty: those of the system."),
     Variable("COLLECTOR_TRACES_CERT_FILE", "", "Our own certificate, for mutual TLS."),
     Variable("COLLECTOR_TRACES_KEY_FILE", "", "Its key."),

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -31,6 +30,7 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 
 from jeeves_otel.demo import processes
+from jeeves_otel.demo.parts import BUNDLE, cached as binary, clean_environment  # noqa: F401 - binary is for fixtures
 from jeeves_otel.demo.processes import ChildError
 from tests.helpers import Samples, samples_of
 from tests.integration.launching import free_port
@@ -38,19 +38,9 @@ from tests.integration.launching import free_port
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-BUNDLE = Path(__file__).parents[2] / "collector"
 SIDECAR = BUNDLE / "sidecar.yaml"
 START_S = 30.0
 _IN_A_NAME_SPACE = ("unshare", "--map-root-user", "--mount", "sh", "-c")
-
-
-def binary(part: str = "collector") -> str | None:
-    """Return the program that ``collector/build.sh PART`` has built from the present manifest, None if nobody has."""
-    ended = subprocess.run(
-        [BUNDLE / "build.sh", part, "--path"], capture_output=True, text=True, timeout=30, check=True
-    )
-    path = ended.stdout.strip()
-    return path if Path(path).is_file() else None
 
 
 def may_mount() -> bool:
@@ -59,12 +49,6 @@ def may_mount() -> bool:
     return (
         shutil.which("unshare") is not None and subprocess.run(mount, capture_output=True, check=False).returncode == 0
     )
-
-
-def clean_environment(**settings: str) -> dict[str, str]:
-    """Return an environment without any variable that the bundle reads but *settings*."""
-    ours = ("COLLECTOR_", "JEEVES_", "OTEL_", "HOSTNAME")
-    return {**{key: value for key, value in os.environ.items() if not key.startswith(ours)}, **settings}
 
 
 class Sidecar:

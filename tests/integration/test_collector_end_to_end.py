@@ -6,13 +6,13 @@ from __future__ import annotations
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from io import StringIO
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from rich.console import Console
 
 from jeeves_otel.content import kinds
-from jeeves_otel.demo import driver, receiver, report
+from jeeves_otel.demo import receiver, report, stage
 from jeeves_otel.demo.traffic import scripts
 from jeeves_otel.registry import load
 from tests.helpers import poll_until
@@ -36,19 +36,6 @@ exporters:
   otlp_grpc/jaeger: {endpoint: "127.0.0.1:%d", tls: {insecure: true}}
 service: {pipelines: {traces/unredacted: {receivers: [otlp], exporters: [file]}}}
 """
-
-
-@dataclass
-class Endpoint:
-    """Stands where the demo has its receiver, and is the sidecar."""
-
-    endpoint: str
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leave the sidecar to who has started it."""
 
 
 @dataclass
@@ -105,7 +92,7 @@ def run(collector: str, jaeger: str, tmp_path_factory: pytest.TempPathFactory) -
     """Yield what a run of the demo, whose SDK lets all content pass, leaves behind the sidecar."""
     folder = tmp_path_factory.mktemp("end-to-end")
     backend, store = Spans(), Jaeger(jaeger)
-    with pytest.MonkeyPatch.context() as patched, ExitStack() as stack:
+    with ExitStack() as stack:
         stack.callback(backend.stop)
         stack.enter_context(store.running(folder))
         prometheus = stack.enter_context(prometheus_of_the_bundle(folder))
@@ -119,14 +106,13 @@ def run(collector: str, jaeger: str, tmp_path_factory: pytest.TempPathFactory) -
         unredacted, overlay = folder / "unredacted.jsonl", folder / "overlay.yaml"
         overlay.write_text(_OVERLAY % (unredacted, store.port), encoding="utf-8")
         stack.enter_context(sidecar.running(overlay))
-        patched.setattr(driver, "Receiver", lambda: Endpoint(sidecar.endpoints["http/protobuf"]))
-        clean = driver._clean_environment()
-        patched.setattr(driver, "_clean_environment", lambda: {**clean, "JEEVES_OTEL_CONTENT": "all"})
         console = Console(file=StringIO())
-        stage = driver._set_up(console, driver.Options(REQUESTS, 1, False, 0, 0, 1.0), stack)
-        outcome = driver._send(console, stage, scripts(1, REQUESTS))
-        page = _promised(driver._settled_page(stage, outcome.sent - outcome.probes))
-        sampled = driver.sampled_of(outcome.traces, 1.0)
+        set_up = stage.set_up(
+            console, stack, sidecar.endpoints["http/protobuf"], settings={"JEEVES_OTEL_CONTENT": "all"}
+        )
+        outcome = stage.send_all(console, set_up, scripts(1, REQUESTS))
+        page = _promised(stage.settled_page(set_up, outcome.sent - outcome.probes))
+        sampled = stage.sampled_of(outcome.traces, 1.0)
 
         def arrived() -> bool:
             whole = {spans[0].trace for spans in _traces(backend) if report.is_whole(spans)}

@@ -15,10 +15,10 @@ import pytest
 from rich.console import Console
 
 from jeeves_otel.demo import report
-from jeeves_otel.demo.driver import sampled_of
 from jeeves_otel.demo.processes import ChildError, free_ports, running
 from jeeves_otel.demo.receiver import CLIENT, SERVER, Span
 from jeeves_otel.demo.samples import quantile
+from jeeves_otel.demo.stage import sampled_of
 from jeeves_otel.demo.traffic import Step, scripts
 from jeeves_otel.registry import load
 from tests.helpers import poll_until

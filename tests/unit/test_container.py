@@ -6,18 +6,28 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
+from jeeves_otel.checks import load_checked
+from jeeves_otel.demo.parts import PROMETHEUS_FLAGS
+from jeeves_otel.generators import render
+from jeeves_otel.generators.collector import VARIABLES as COLLECTOR_VARIABLES
+from jeeves_otel.registry import profile_names
 from jeeves_otel.settings import VARIABLES
 
 ROOT = Path(__file__).parents[2]
-EXACT = re.compile(r"^[\w./-]+:\d+\.\d+\.\d+(-[\w.-]+)?$")
+EXACT = re.compile(r"^[\w./-]+:v?\d+\.\d+\.\d+(-[\w.-]+)?$")
 COLLECTOR_FILES = sorted(f"collector/{path.name}" for path in (ROOT / "jeeves_otel/data/collector").glob("*.yaml"))
 OWN = ("JEEVES_OTEL_", "METRICS_")
+GRAFANA = ROOT / "collector/grafana"
 
 
 def _instructions() -> list[tuple[str, str]]:
@@ -152,15 +162,165 @@ def test_published_ports_are_exposed_by_the_image() -> None:
     assert exposed == published
 
 
-def test_the_collector_stands_in_the_network_of_the_gateway() -> None:
-    """A sidecar, reached over loopback, with the configuration of the repository."""
-    collector = _compose()["services"]["collector"]
-    source, target, mode = collector["volumes"][0].split(":")
+@pytest.mark.parametrize(("right", "wrong"), [("mem_limit:", "memlimit:"), ("retries: 15", "retries: [15]")])
+def test_the_compose_file_is_valid_and_a_wrong_one_is_not(tmp_path: Path, right: str, wrong: str) -> None:
+    """For the schema of the Compose specification, which needs no engine."""
+    spoiled = tmp_path / "compose.yaml"
+    spoiled.write_text((ROOT / "compose.yaml").read_text("utf-8").replace(right, wrong, 1), encoding="utf-8")
+    check = [Path(sys.executable).with_name("check-jsonschema"), "--builtin-schema", "vendor.compose-spec"]
+    ended = [
+        subprocess.run([*check, each], capture_output=True, check=False) for each in (ROOT / "compose.yaml", spoiled)
+    ]
 
-    assert "service:gateway" == collector["network_mode"]
-    assert "ro" == mode
-    assert (ROOT / source).is_file()
-    assert [f"--config={target}"] == collector["command"]
+    assert [0, 1] == [each.returncode for each in ended], ended[0].stdout
+
+
+def test_the_collector_stands_in_the_network_of_the_gateway() -> None:
+    """A sidecar, reached over loopback."""
+    assert "service:gateway" == _compose()["services"]["collector"]["network_mode"]
+
+
+def test_the_collector_reads_what_is_mounted_extras_last() -> None:
+    """In the order in which the files win, the user's own in the end."""
+    collector = _compose()["services"]["collector"]
+    mounts = [each.split(":") for each in collector["volumes"]]
+    read = [target for source, target, *mode in mounts if source.endswith(".yaml") and mode == ["ro"]]
+
+    assert [f"--config={target}" for target in read] == collector["command"]
+    assert ["sidecar.yaml", "alerts.yaml", "extras.yaml"] == [Path(target).name for target in read]
+
+
+def test_everything_that_compose_mounts_or_builds_exists() -> None:
+    """An engine would make an empty folder of what is missing; and every named volume is declared."""
+    services = _compose()["services"].values()
+    sources = [str(each).split(":", maxsplit=1)[0] for service in services for each in service.get("volumes", [])]
+    named = {source for source in sources if not source.startswith("./")}
+    paths = [source for source in sources if source.startswith("./")]
+    paths += [str(service["build"]) for service in services if "build" in service]
+
+    assert [] == [path for path in paths if not (ROOT / path).exists()]
+    assert named == _compose()["volumes"].keys()
+
+
+def test_images_are_those_of_the_versions_file() -> None:
+    """One file says which versions belong together; formats that cannot read it repeat them."""
+    said = dict(re.findall(r"^(\w+_IMAGE)=(.+)$", (ROOT / "collector/versions.env").read_text("utf-8"), re.MULTILINE))
+    pulled = {each["image"] for each in _compose()["services"].values() if "build" not in each}
+    pod = yaml.safe_load((ROOT / "collector/kubernetes/deployment.yaml").read_text("utf-8"))["spec"]["template"]["spec"]
+    stages = re.findall(r"^FROM (\S+)", (ROOT / "collector/Dockerfile").read_text("utf-8"), re.MULTILINE)
+
+    assert {value for name, value in said.items() if name not in {"COLLECTOR_IMAGE", "GO_IMAGE"}} == pulled
+    assert said["COLLECTOR_IMAGE"] == pod["initContainers"][0]["image"]
+    assert [said["GO_IMAGE"], "scratch"] == stages
+    assert f"# {said['COLLECTOR_IMAGE']} does" in re.sub(r"\s+", " ", (ROOT / "compose.yaml").read_text("utf-8"))
+
+
+def test_images_and_parts_are_of_one_version() -> None:
+    """What `make stack` builds is what compose pulls, although some modules count differently: 3.15 is 0.315, 2.13 is 1.76."""
+    text = (ROOT / "collector/versions.env").read_text(encoding="utf-8")
+    said = dict(re.findall(r"^(\w+)=(.+)$", text, re.MULTILINE))
+    major, minor = said["PROMETHEUS_IMAGE"].rpartition(":v")[2].split(".")[:2]
+
+    assert f"0.{major}{minor:0>2}.0" == said["PROMETHEUS_VERSION"]
+    assert said["ALERTMANAGER_IMAGE"].endswith(f":v{said['ALERTMANAGER_VERSION']}")
+    assert said["COLLECTOR_IMAGE"].endswith(f":{said['COLLECTOR_VERSION']}")
+    assert f"# Jaeger v{said['JAEGER_IMAGE'].rpartition(':')[2].removesuffix('.0')};" in text
+
+
+def test_prometheus_has_the_same_flags_in_compose_as_in_the_stack() -> None:
+    """Without them remote write is refused, exemplars are dropped, and a month is not there."""
+    flags = [each for each in _compose()["services"]["prometheus"]["command"] if "/" not in each]
+
+    assert list(PROMETHEUS_FLAGS) == flags
+
+
+def test_targets_of_prometheus_are_services_of_compose() -> None:
+    """The addresses of loopback would be those of its own container."""
+    compose = _compose()["services"]
+    listed = {
+        path.stem: yaml.safe_load(path.read_text(encoding="utf-8"))[0]["targets"]
+        for path in (ROOT / "collector/compose/targets").glob("*.yaml")
+    }
+
+    assert {"alertmanager": ["alertmanager:9093"], "otelcol": ["gateway:8888"]} == listed
+    assert "0.0.0.0" == compose["collector"]["environment"]["COLLECTOR_SELF_HOST"]  # noqa: S104 - inside a container
+
+
+def test_default_backends_of_the_collector_are_services_of_compose() -> None:
+    """Their names and ports are the defaults of its files."""
+    compose = _compose()["services"]
+    defaults = {each.name: each.default or "" for each in COLLECTOR_VARIABLES}
+    hosts = [
+        defaults["COLLECTOR_TRACES_ENDPOINT"],
+        urlsplit(defaults["COLLECTOR_REMOTE_WRITE_URL"]).netloc,
+        urlsplit(defaults["COLLECTOR_ALERTMANAGER_URL"]).netloc,
+    ]
+
+    assert set() == {host.partition(":")[0] for host in hosts} - compose.keys()
+    assert f"0.0.0.0:{hosts[0].partition(':')[2]}" == compose["jaeger"]["environment"]["JAEGER_OTLP_GRPC"]
+
+
+def test_every_container_has_a_limit_of_memory() -> None:
+    """And the Collector's Go runtime knows four fifths of its."""
+    compose = _compose()["services"]
+
+    assert [] == [name for name, each in compose.items() if "mem_limit" not in each]
+    assert ("256m", "204MiB") == (
+        compose["collector"]["mem_limit"],
+        compose["collector"]["environment"]["GOMEMLIMIT"],
+    )
+
+
+def test_sources_of_grafana_are_services_of_compose_and_lead_to_each_other() -> None:
+    """An exemplar of Prometheus opens its trace in Jaeger."""
+    provisioned = yaml.safe_load((GRAFANA / "provisioning/datasources/datasources.yaml").read_text(encoding="utf-8"))
+    sources = {each["uid"]: each for each in provisioned["datasources"]}
+    (link,) = sources["prometheus"]["jsonData"]["exemplarTraceIdDestinations"]
+    compose = _compose()["services"]
+
+    assert {"prometheus", "jaeger", "alertmanager"} == sources.keys()
+    assert [] == [each["url"] for each in sources.values() if urlsplit(each["url"]).hostname not in compose]
+    assert ("trace_id", "jaeger") == (link["name"], link["datasourceUid"])
+
+
+def test_the_folder_of_dashboards_exists_where_grafana_looks() -> None:
+    """Mounted from the repository."""
+    provider = yaml.safe_load((GRAFANA / "provisioning/dashboards/dashboards.yaml").read_text(encoding="utf-8"))
+    (path,) = [each["options"]["path"] for each in provider["providers"]]
+
+    assert f"./collector/grafana/dashboards:{path}:ro" in _compose()["services"]["grafana"]["volumes"]
+    assert (GRAFANA / "dashboards").is_dir()
+
+
+def test_the_image_of_the_collector_is_built_from_what_its_context_has(tmp_path: Path) -> None:
+    """The script finds all that its name is made from, so it builds what `make collector` builds."""
+    ignore = (ROOT / "collector/.dockerignore").read_text(encoding="utf-8")
+    for name in re.findall(r"^!(.+)$", ignore, re.MULTILINE):
+        source = ROOT / "collector" / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, tmp_path / name)
+    paths = [
+        subprocess.run([folder / "build.sh", "collector", "--path"], capture_output=True, text=True, check=True).stdout
+        for folder in (tmp_path, ROOT / "collector")
+    ]
+
+    assert paths[0] == paths[1]
+
+
+def test_the_image_of_the_collector_runs_as_the_user_that_owns_the_queue() -> None:
+    """The same as that of the official image."""
+    text = (ROOT / "collector/Dockerfile").read_text(encoding="utf-8")
+
+    assert "\nUSER 10001:10001\n" in text
+    assert "--owner 10001 --group 10001 --mode 0700 /root-of-image/var/lib/otelcol/queue" in text
+
+
+def test_the_users_file_is_never_rendered_and_says_nothing() -> None:
+    """What is in it is the user's, so it is nobody's output, and empty to begin with."""
+    rendered = render(load_checked(profile_names()), [])
+
+    assert "collector/extras.yaml" not in rendered
+    assert yaml.safe_load((ROOT / "collector/extras.yaml").read_text(encoding="utf-8")) is None
 
 
 def test_image_and_builder_have_the_same_collector_version() -> None:
@@ -214,7 +374,9 @@ def test_every_switch_of_the_collector_in_compose_is_read_by_the_sidecar() -> No
     assert set() == {name for name in read if not re.search(rf"^# {name} ", text, re.MULTILINE)}
 
 
-@pytest.mark.parametrize("path", ["compose.yaml", "collector/builder.yaml", *COLLECTOR_FILES])
+@pytest.mark.parametrize(
+    "path", ["compose.yaml", "collector/builder.yaml", "collector/kubernetes/deployment.yaml", *COLLECTOR_FILES]
+)
 def test_no_key_stands_twice(path: str) -> None:
     """YAML would keep the last one in silence."""
 

@@ -183,13 +183,14 @@ class Gateway(Sidecar):
 
 
 class LoadBalancer(Sidecar):
-    """A Collector that hands each trace to one of the gateways at *ports*."""
+    """A Collector that hands each trace to one of several gateways."""
 
     files = ("gateway-loadbalancing.yaml",)
 
-    def __init__(self, program: str, folder: Path, *ports: int, **variables: str) -> None:
-        gateways = ", ".join(f"localhost:{port}" for port in ports)
-        super().__init__(program, folder, COLLECTOR_GATEWAYS=f"static: {{hostnames: [{gateways}]}}", **variables)
+
+def at_ports(*ports: int) -> str:
+    """Return how a load balancer is told of gateways at *ports*."""
+    return f"static: {{hostnames: [{', '.join(f'localhost:{port}' for port in ports)}]}}"
 
 
 class Jaeger:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+from base64 import b64encode
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -162,12 +163,8 @@ def test_a_service_that_samples_at_the_head_can_be_seen_in_the_gateways_metrics(
         assert send(gateway, spans(SERVICE, *map(_root, sampled)))
         _wait_for_decisions(gateway, len(sampled))
         with_a_ratio = [_count(gateway, BY_POLICY, policy=name, sampled="true") for name in ("rest", "head_always_on")]
-        assert send(gateway, spans(SERVICE, *(_root(trace) for trace in made if trace not in sampled)))
-        _wait_for_decisions(gateway, len(made))
-        always_on = _count(gateway, BY_POLICY, policy="head_always_on", sampled="true")
 
     assert [len(sampled), 0] == with_a_ratio
-    assert sum(trace[8] >= 0x80 for trace in made) == always_on
 
 
 def test_a_trace_is_decided_soon_after_its_root_and_without_one_when_the_wait_is_over(
@@ -290,7 +287,7 @@ def test_a_full_queue_makes_clients_wait_and_drops_nothing_that_was_acknowledged
 
 
 def _sent_at_once(gateway: Sidecar, message: ExportTraceServiceRequest) -> bool:
-    connection = http.client.HTTPConnection("localhost", gateway.http, timeout=2)
+    connection = http.client.HTTPConnection("localhost", gateway.http, timeout=1)
     try:
         connection.request(
             "POST", "/v1/traces", message.SerializeToString(), {"Content-Type": "application/x-protobuf"}
@@ -426,10 +423,14 @@ SIDECAR_OVERLAYS = ("traces-tls.yaml", "traces-bearer.yaml")
 def test_spans_pass_from_the_sidecar_by_the_load_balancer_to_the_backend_over_mutual_tls_with_tokens(
     collector: str, tmp_path: Path, guarded: tuple[Guarded, Spans]
 ) -> None:
-    """Every hop with certificates, the first two with a token; the overlays of the sidecar serve the gateway."""
+    """Every hop with certificates, the first two with a token; gateways are found by DNS, and called by their name."""
     gate, backend = guarded
     (tmp_path / "balancer").mkdir()
-    settings = {**gate.server, **gate.client, "COLLECTOR_GATEWAYS": at_ports(gate.gateway.grpc)}
+    found = {
+        "COLLECTOR_GATEWAYS": f'dns: {{hostname: 127.0.0.1, port: "{gate.gateway.grpc}"}}',
+        "COLLECTOR_TRACES_SERVER_NAME": "localhost",
+    }
+    settings = {**gate.server, **gate.client, **found}
     balancer = LoadBalancer(collector, tmp_path / "balancer", **settings)
     sidecar = gate.sidecar(COLLECTOR_TRACES_ENDPOINT=f"localhost:{balancer.grpc}")
     between = ("gateway-loadbalancing-tls.yaml", "gateway-loadbalancing-bearer.yaml")
@@ -498,21 +499,40 @@ def test_without_the_right_certificate_spans_wait_until_it_is_there(guarded: tup
     assert 0 == before
 
 
-@pytest.mark.parametrize("content", ["- right\n", "- right\n\n"], ids=["one line", "an empty line at the end"])
-def test_an_empty_token_lets_nobody_in(
-    collector: str, tmp_path: Path, guarded: tuple[Guarded, Spans], content: str
-) -> None:
-    """At 0.144 a file of tokens that ends with a newline would; ours is a list."""
-    gate, backend = guarded
-    gate.tokens.write_text(content, encoding="utf-8")
-    gateway = _gateway(collector, tmp_path / "plain", backend, {**SOON, **gate.server})
-    refused = []
-    with gateway.running("gateway-bearer.yaml"), grpc.insecure_channel(f"localhost:{gateway.grpc}") as channel:
+def _answers(gateway: Sidecar, *authorizations: str) -> list[str]:
+    """Return how each of the headers is answered; there is no TLS."""
+    answers = []
+    with grpc.insecure_channel(f"localhost:{gateway.grpc}") as channel:
         export = trace_service_pb2_grpc.TraceServiceStub(channel).Export
-        for token in ("Bearer ", "Bearer", "", "Bearer wrong"):
-            with pytest.raises(grpc.RpcError) as error:
-                export(ExportTraceServiceRequest(), metadata=[("authorization", token)], timeout=10)
-            refused.append(error.value.code())
-        export(ExportTraceServiceRequest(), metadata=[("authorization", "Bearer right")], timeout=10)
+        for each in authorizations:
+            try:
+                export(ExportTraceServiceRequest(), metadata=[("authorization", each)], timeout=10)
+            except grpc.RpcError as error:
+                answers.append(error.code().name)
+            else:
+                answers.append("OK")
+    return answers
 
-    assert [grpc.StatusCode.UNAUTHENTICATED] * 4 == refused
+
+@pytest.mark.parametrize("content", ["- right\n", "- other\n- right\n\n"], ids=["one line", "an empty line at the end"])
+def test_an_empty_token_lets_nobody_in(collector: str, tmp_path: Path, backend: Spans, content: str) -> None:
+    """At 0.144 a file of tokens that ends with a newline would; ours is a list."""
+    (tmp_path / "tokens.yaml").write_text(content, encoding="utf-8")
+    gateway = _gateway(collector, tmp_path, backend, {"COLLECTOR_SERVER_TOKENS_FILE": str(tmp_path / "tokens.yaml")})
+    with gateway.running("gateway-bearer.yaml"):
+        answers = _answers(gateway, "Bearer ", "Bearer", "", "Bearer wrong", "Bearer right")
+
+    assert ["UNAUTHENTICATED"] * 4 + ["OK"] == answers
+
+
+def test_a_name_and_its_password_let_in_and_nothing_else_does(collector: str, tmp_path: Path, backend: Spans) -> None:
+    """The password of the file is hashed with bcrypt."""
+    hashed = "$2b$05$UnJ5QkLv3XXZQSAQ99iCF.W.HkwJ1GuYerBcBgSR9bUMc.pT5m.4u"
+    (tmp_path / "htpasswd").write_text(f"somebody:{hashed}\n", encoding="utf-8")
+    gateway = _gateway(collector, tmp_path, backend, {"COLLECTOR_SERVER_HTPASSWD_FILE": str(tmp_path / "htpasswd")})
+    with gateway.running("gateway-basic.yaml"):
+        answers = _answers(
+            gateway, *(f"Basic {b64encode(each).decode()}" for each in (b"somebody:", b":", b"somebody:0123"))
+        )
+
+    assert ["UNAUTHENTICATED", "UNAUTHENTICATED", "OK"] == answers

@@ -128,21 +128,55 @@ def _errors(collector: Sidecar) -> list[str]:
     return [line for line in collector.log.read_text(encoding="utf-8").splitlines() if "\terror\t" in line]
 
 
-@pytest.mark.parametrize("names", GATEWAYS, ids=lambda names: "+".join(name.removesuffix(".yaml") for name in names))
+KINDS: dict[str, type[Sidecar]] = {
+    "sidecar.yaml": Sidecar,
+    "gateway.yaml": Gateway,
+    "gateway-loadbalancing.yaml": LoadBalancer,
+}
+
+
+def _named(names: tuple[str, ...]) -> str:
+    return "+".join(name.removesuffix(".yaml") for name in names)
+
+
+def _validated_and_started(
+    collector: str, folder: Path, names: tuple[str, ...], variables: dict[str, str]
+) -> list[str]:
+    """Validate the files and start them; return what is wrong."""
+    base, *overlays = names
+    started = KINDS[base](collector, folder, **variables)
+    status, said = _run(collector, "validate", *names, gates=APPEND, **started.environment)
+    with started.running(*overlays, gates=APPEND):
+        return [*([f"{status}: {said}"] if (status, said) != (0, "") else []), *_errors(started)]
+
+
+@pytest.mark.parametrize("names", GATEWAYS, ids=_named)
 def test_gateway_and_load_balancer_start_and_stop_with_every_combination_of_tls_and_credentials(
     collector: str, tmp_path: Path, credentials: dict[str, str], names: tuple[str, ...]
 ) -> None:
     """None, TLS and mutual TLS by none, bearer and basic for what comes in, and all that there is for what goes out."""
     authority = {"COLLECTOR_SERVER_CLIENT_CA_FILE": credentials["COLLECTOR_TRACES_CA_FILE"]} if MUTUAL in names else {}
-    base, *overlays = (name for name in names if name != MUTUAL)
-    variables = {**credentials, **authority}
-    assert (0, "") == _run(collector, "validate", base, *overlays, gates=APPEND, **variables)
+    files = tuple(name for name in names if name != MUTUAL)
 
-    started = {"gateway.yaml": Gateway, "gateway-loadbalancing.yaml": LoadBalancer}[base](
-        collector, tmp_path, **variables
-    )
-    with started.running(*overlays, gates=APPEND):
-        assert [] == _errors(started)
+    assert [] == _validated_and_started(collector, tmp_path, files, {**credentials, **authority})
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        *(("sidecar.yaml", *each, *alerts) for each in TRACES[1:] for alerts in ALERTS),
+        *(("gateway.yaml", *each) for each in TRACES[1:]),
+        *(("gateway-loadbalancing.yaml", *each) for each in FROM_BALANCERS[1:]),
+    ],
+    ids=_named,
+)
+def test_every_mode_starts_with_tls_and_no_certificate_of_its_own(
+    collector: str, tmp_path: Path, credentials: dict[str, str], names: tuple[str, ...]
+) -> None:
+    """TLS that is not mutual, with each kind of credentials."""
+    without = {"COLLECTOR_TRACES_CERT_FILE": "", "COLLECTOR_TRACES_KEY_FILE": ""}
+
+    assert [] == _validated_and_started(collector, tmp_path, names, {**credentials, **without})
 
 
 @pytest.mark.parametrize("traces", ["[debug]", "[otlp_grpc/traces]", "[debug, otlp_grpc/traces]"])

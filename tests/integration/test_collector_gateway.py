@@ -173,7 +173,7 @@ def test_a_trace_is_decided_soon_after_its_root_and_without_one_when_the_wait_is
     collector: str, tmp_path: Path, backend: Spans
 ) -> None:
     """So that a long wait costs memory for long traces only."""
-    gateway = _gateway(collector, tmp_path, backend, {**ALL, "COLLECTOR_DECISION_WAIT": "3s"})
+    gateway = _gateway(collector, tmp_path, backend, {**ALL, "COLLECTOR_DECISION_WAIT": "4s"})
     with_root, without = _trace("root", 1), _trace("root", 2)
     with gateway.running():
         assert send(gateway, spans(SERVICE, _child(without, 2), _child(with_root, 2), _root(with_root)))

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turn the templates of the Collector's files, the kinds of content and the table of variables into ``collector/*.yaml``.
 
-In: ``data/collector/*.yaml``, in which ``<NAME>`` stands for a variable of the environment. Out: files that a Collector
-reads without anything of ours, and the page that lists the variables. A default stands in one place, `VARIABLES`.
+In: ``data/collector/*.yaml``, in which ``<NAME>`` stands for a variable of the environment and ``@name@`` for a part that
+several files share. Out: files that a Collector reads without anything of ours, and the page that lists the variables. A
+default stands in one place, `VARIABLES`.
 """
 
 from __future__ import annotations
@@ -63,12 +64,25 @@ VARIABLES = (
     Variable("COLLECTOR_TRACES_TOKEN_FILE", None, "File with the token."),
     Variable("COLLECTOR_TRACES_USERNAME", None, "Name."),
     Variable("COLLECTOR_TRACES_PASSWORD", None, "Password."),
+    Variable("COLLECTOR_TRACES_SERVER_NAME", "", "Name in the certificates of gateways that are called by their address; empty: the address."),
     Variable("COLLECTOR_METRICS_CA_FILE", "", "PEM file of the authority of the remote-write endpoint; empty: those of the system."),
     Variable("COLLECTOR_METRICS_CERT_FILE", "", "Our own certificate, for mutual TLS."),
     Variable("COLLECTOR_METRICS_KEY_FILE", "", "Its key."),
     Variable("COLLECTOR_METRICS_TOKEN_FILE", None, "File with the token."),
     Variable("COLLECTOR_METRICS_USERNAME", None, "Name."),
     Variable("COLLECTOR_METRICS_PASSWORD", None, "Password."),
+    Variable("COLLECTOR_DECISION_WAIT", "30s", "How long a trace is waited for from its first span on, in whole seconds; longer than what is to be judged takes."),
+    Variable("COLLECTOR_DECISION_WAIT_AFTER_ROOT", "10s", "How long it is waited for once its root has arrived, in whole seconds; longer than SDK and sidecar hold spans back."),
+    Variable("COLLECTOR_DECISION_TRACES", "50000", "Most traces that are waited for; then clients wait. New traces per second times the wait, and room."),
+    Variable("COLLECTOR_DECISION_CACHE", "500000", "Decisions that are remembered for late spans, of each kind; much more than traces that are waited for."),
+    Variable("COLLECTOR_SLOW_MS", "5000", "Duration from which on a trace is kept, in milliseconds; the latency objective of pipelines."),
+    Variable("COLLECTOR_KEPT_PERCENT", "10", "Share of the traces kept that neither failed nor were slow."),
+    Variable("COLLECTOR_GATEWAYS", None, """Where the gateways are: dns: {hostname: gateways, port: "4317"}, or static: {hostnames: [one:4317, two:4317]}."""),
+    Variable("COLLECTOR_SERVER_CERT_FILE", None, "PEM file of the gateway's certificate."),
+    Variable("COLLECTOR_SERVER_KEY_FILE", None, "Its key."),
+    Variable("COLLECTOR_SERVER_CLIENT_CA_FILE", "", "PEM file of the authority of clients; empty: they need no certificate."),
+    Variable("COLLECTOR_SERVER_TOKENS_FILE", None, "YAML file with the list of tokens; one without any, or of another shape, keeps the gateway from starting."),
+    Variable("COLLECTOR_SERVER_HTPASSWD_FILE", None, "File of names and passwords, made by htpasswd."),
 )
 # fmt: on
 _BY_NAME = {variable.name: variable for variable in VARIABLES}
@@ -88,18 +102,23 @@ def files(registry: Registry, kinds: Iterable[Kind]) -> dict[str, str]:
 
 
 def _templates() -> list[tuple[str, str]]:
-    """Return ``(name, text)`` of every template: the sidecar, then its overlays."""
+    """Return ``(name, text)`` of every template, with the parts that it shares: the sidecar, then all others."""
+    parts = {f"@{path.stem}@\n": path.read_text(encoding="utf-8") for path in (_TEMPLATES / "parts").glob("*.yaml")}
     paths = sorted(_TEMPLATES.glob("*.yaml"), key=lambda path: (path.name != "sidecar.yaml", path.name))
-    return [(path.name, path.read_text(encoding="utf-8")) for path in paths]
+    return [(path.name, _with_parts(path.read_text(encoding="utf-8"), parts)) for path in paths]
+
+
+def _with_parts(text: str, parts: Mapping[str, str]) -> str:
+    for mark, part in parts.items():
+        text = text.replace(mark, part)
+    return text
 
 
 def _filled(name: str, template: str, parts: Mapping[str, str]) -> str:
     """Return *template* with its variables, the table of them, and *parts* in the place of their marks."""
     from_registry = any(mark in template for mark in parts)
     header = _HEADER.format(sources=f"collector/{name}" + (", content.yaml and the registry" if from_registry else ""))
-    text = template.replace("@variables@", "\n".join(_comment(_variables_of(template))))
-    for mark, part in parts.items():
-        text = text.replace(mark, part)
+    text = _with_parts(template.replace("@variables@", "\n".join(_comment(_variables_of(template)))), parts)
     return header + "#\n" + _PLACE.sub(lambda match: _reference(_BY_NAME[match[1]]), text)
 
 

@@ -38,8 +38,8 @@ from tests.integration.launching import free_port
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-SIDECAR = BUNDLE / "sidecar.yaml"
 START_S = 30.0
+_READY = "Everything is ready"
 _IN_A_NAME_SPACE = ("unshare", "--map-root-user", "--mount", "sh", "-c")
 
 
@@ -59,6 +59,8 @@ class Sidecar:
         folder: Where its queue and its log are.
         variables: What of the environment is not the default.
     """
+
+    files: tuple[str, ...] = ("sidecar.yaml",)
 
     def __init__(self, program: str, folder: Path, **variables: str) -> None:
         self.log = folder / "collector.log"
@@ -87,8 +89,8 @@ class Sidecar:
         self._before = [*_IN_A_NAME_SPACE, f'mount -t tmpfs -o size={size} tmpfs "{queue}" && exec "$@"', "sh"]
 
     def start(self, *overlays: Path | str, gates: str = "") -> None:
-        """Start it with the sidecar's file and *overlays*, and return when it is healthy."""
-        files = [SIDECAR, *(BUNDLE / overlay if isinstance(overlay, str) else overlay for overlay in overlays)]
+        """Start it with its files and *overlays*, and return when it is healthy."""
+        files = [BUNDLE / name if isinstance(name, str) else name for name in (*self.files, *overlays)]
         command = [*self._before, self._program, *(part for file in files for part in ("--config", str(file)))]
         if gates:
             command.append(f"--feature-gates={gates}")
@@ -138,10 +140,41 @@ class Sidecar:
             if self._process is not None and self._process.poll() is None:
                 self.stop()
 
+    def reload(self) -> None:
+        """Have it read its files again, and return when it is healthy with them."""
+        assert self._process is not None
+        before = self._log().count(_READY)
+        self._process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + START_S
+        while self._log().count(_READY) == before:
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise ChildError(f"the Collector does not start again:\n{self._log()[-3000:]}")
+            time.sleep(0.02)
+
+    def _log(self) -> str:
+        return self.log.read_text(encoding="utf-8")
+
     def own_metrics(self) -> Samples:
         """Return what it says about itself."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.own}/metrics", timeout=10) as response:
             return samples_of(response.read().decode())
+
+
+class Gateway(Sidecar):
+    """A Collector that samples whole traces; the same to its tests as a sidecar, without metrics."""
+
+    files = ("gateway.yaml",)
+
+
+class LoadBalancer(Sidecar):
+    """A Collector that hands each trace to one of several gateways."""
+
+    files = ("gateway-loadbalancing.yaml",)
+
+
+def at_ports(*ports: int) -> str:
+    """Return how a load balancer is told of gateways at *ports*."""
+    return f"static: {{hostnames: [{', '.join(f'localhost:{port}' for port in ports)}]}}"
 
 
 class Jaeger:

@@ -20,6 +20,8 @@ from tests.integration.backends import Door, Spans
 from tests.integration.certificates import Certificates
 from tests.integration.collectors import (
     BUNDLE,
+    Gateway,
+    LoadBalancer,
     Sidecar,
     clean_environment,
     counter,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 GOLDEN = Path(__file__).parent / "golden"
+MUTUAL = "of clients"  # no file: the gateway asks for a certificate
 APPEND = "confmap.enableMergeAppendOption"
 TRACES = [(), ("traces-tls.yaml",), ("traces-tls.yaml", "traces-bearer.yaml"), ("traces-tls.yaml", "traces-basic.yaml")]
 METRICS: list[tuple[str, ...]] = [
@@ -48,6 +51,20 @@ METRICS: list[tuple[str, ...]] = [
 ]
 ALERTS: list[tuple[str, ...]] = [(), ("alerts.yaml",)]
 COMBINATIONS = [tuple(itertools.chain(*each)) for each in itertools.product(TRACES, METRICS, ALERTS)]
+INTO_GATEWAYS: list[tuple[str, ...]] = [
+    tls + auth
+    for tls in ((), ("gateway-tls.yaml",), ("gateway-tls.yaml", MUTUAL))
+    for auth in ((), ("gateway-bearer.yaml",), ("gateway-basic.yaml",))
+]
+FROM_BALANCERS = [tuple(name.replace("traces-", "gateway-loadbalancing-") for name in each) for each in TRACES]
+GATEWAYS = [
+    *(("gateway.yaml", *into, *onward) for into, onward in itertools.product(INTO_GATEWAYS, TRACES)),
+    # The same receivers; what they have of their own takes turns.
+    *(
+        ("gateway-loadbalancing.yaml", *into, *onward)
+        for into, onward in zip(INTO_GATEWAYS, itertools.cycle(FROM_BALANCERS), strict=False)
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +75,16 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 @pytest.fixture(scope="module")
 def credentials(certificates: Certificates) -> dict[str, str]:
-    """Return what the overlays read, for both backends."""
-    (certificates.folder / "token").write_text("token-of-a-file\n", encoding="utf-8")
-    found = {}
+    """Return what the overlays read, for both backends and for clients of a gateway."""
+    for name, content in {"token": "token-of-a-file\n", "tokens": "- a-token\n", "htpasswd": "somebody:0123\n"}.items():
+        (certificates.folder / name).write_text(content, encoding="utf-8")
+    found = {
+        "COLLECTOR_SERVER_CERT_FILE": certificates.path("server.pem"),
+        "COLLECTOR_SERVER_KEY_FILE": certificates.path("server.key"),
+        "COLLECTOR_SERVER_TOKENS_FILE": certificates.path("tokens"),
+        "COLLECTOR_SERVER_HTPASSWD_FILE": certificates.path("htpasswd"),
+        "COLLECTOR_GATEWAYS": "static: {hostnames: [one:4317, two:4317]}",
+    }
     for backend in ("TRACES", "METRICS"):
         found |= {
             f"COLLECTOR_{backend}_CA_FILE": certificates.path("ca.pem"),
@@ -73,9 +97,9 @@ def credentials(certificates: Certificates) -> dict[str, str]:
     return found
 
 
-def _run(collector: str, command: str, *overlays: str, gates: str = "", **variables: str) -> tuple[int, str]:
-    """Run *command* of the Collector on the sidecar and *overlays*; return its status and what it says."""
-    files = [part for name in ("sidecar.yaml", *overlays) for part in ("--config", str(BUNDLE / name))]
+def _run(collector: str, command: str, *names: str, gates: str = "", **variables: str) -> tuple[int, str]:
+    """Run *command* of the Collector on the files *names*; return its status and what it says."""
+    files = [part for name in names for part in ("--config", str(BUNDLE / name))]
     ended = subprocess.run(
         [collector, command, *files, *([f"--feature-gates={gates}"] if gates else [])],
         env=clean_environment(**variables),
@@ -93,11 +117,66 @@ def test_the_sidecar_starts_and_stops_with_every_combination_of_overlays(
 ) -> None:
     """Valid, healthy within the time, and ended by SIGTERM, backend or not."""
     instance = {"COLLECTOR_INSTANCE_ID": "an-instance"}
-    assert (0, "") == _run(collector, "validate", *overlays, gates=APPEND, **credentials, **instance)
+    assert (0, "") == _run(collector, "validate", "sidecar.yaml", *overlays, gates=APPEND, **credentials, **instance)
 
     sidecar = Sidecar(collector, tmp_path, **credentials)
     with sidecar.running(*overlays, gates=APPEND):
-        assert [] == [line for line in sidecar.log.read_text(encoding="utf-8").splitlines() if "\terror\t" in line]
+        assert [] == _errors(sidecar)
+
+
+def _errors(collector: Sidecar) -> list[str]:
+    return [line for line in collector.log.read_text(encoding="utf-8").splitlines() if "\terror\t" in line]
+
+
+KINDS: dict[str, type[Sidecar]] = {
+    "sidecar.yaml": Sidecar,
+    "gateway.yaml": Gateway,
+    "gateway-loadbalancing.yaml": LoadBalancer,
+}
+
+
+def _named(names: tuple[str, ...]) -> str:
+    return "+".join(name.removesuffix(".yaml") for name in names)
+
+
+def _validated_and_started(
+    collector: str, folder: Path, names: tuple[str, ...], variables: dict[str, str]
+) -> list[str]:
+    """Validate the files and start them; return what is wrong."""
+    base, *overlays = names
+    started = KINDS[base](collector, folder, **variables)
+    status, said = _run(collector, "validate", *names, gates=APPEND, **started.environment)
+    with started.running(*overlays, gates=APPEND):
+        return [*([f"{status}: {said}"] if (status, said) != (0, "") else []), *_errors(started)]
+
+
+@pytest.mark.parametrize("names", GATEWAYS, ids=_named)
+def test_gateway_and_load_balancer_start_and_stop_with_every_combination_of_tls_and_credentials(
+    collector: str, tmp_path: Path, credentials: dict[str, str], names: tuple[str, ...]
+) -> None:
+    """None, TLS and mutual TLS by none, bearer and basic for what comes in, and all that there is for what goes out."""
+    authority = {"COLLECTOR_SERVER_CLIENT_CA_FILE": credentials["COLLECTOR_TRACES_CA_FILE"]} if MUTUAL in names else {}
+    files = tuple(name for name in names if name != MUTUAL)
+
+    assert [] == _validated_and_started(collector, tmp_path, files, {**credentials, **authority})
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        *(("sidecar.yaml", *each, *alerts) for each in TRACES[1:] for alerts in ALERTS),
+        *(("gateway.yaml", *each) for each in TRACES[1:]),
+        *(("gateway-loadbalancing.yaml", *each) for each in FROM_BALANCERS[1:]),
+    ],
+    ids=_named,
+)
+def test_every_mode_starts_with_tls_and_no_certificate_of_its_own(
+    collector: str, tmp_path: Path, credentials: dict[str, str], names: tuple[str, ...]
+) -> None:
+    """TLS that is not mutual, with each kind of credentials."""
+    without = {"COLLECTOR_TRACES_CERT_FILE": "", "COLLECTOR_TRACES_KEY_FILE": ""}
+
+    assert [] == _validated_and_started(collector, tmp_path, names, {**credentials, **without})
 
 
 @pytest.mark.parametrize("traces", ["[debug]", "[otlp_grpc/traces]", "[debug, otlp_grpc/traces]"])
@@ -106,17 +185,30 @@ def test_the_sidecar_is_valid_with_every_switch(collector: str, traces: str, met
     """The Collector accepts the file whatever the switches choose."""
     switches = {"COLLECTOR_TRACES_EXPORTERS": traces, "COLLECTOR_METRICS_EXPORTERS": metrics, "HOSTNAME": "a-host"}
 
-    assert (0, "") == _run(collector, "validate", **switches)
+    assert (0, "") == _run(collector, "validate", "sidecar.yaml", **switches)
 
 
-@pytest.mark.parametrize(("name", "overlays"), [("sidecar", ()), ("sidecar-with-everything", COMBINATIONS[-1])])
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("sidecar", ("sidecar.yaml",)),
+        ("sidecar-with-everything", ("sidecar.yaml", *COMBINATIONS[-1])),
+        ("gateway", ("gateway.yaml",)),
+        ("gateway-with-everything", ("gateway.yaml", "gateway-tls.yaml", "gateway-bearer.yaml", *TRACES[-1])),
+        ("gateway-loadbalancing", ("gateway-loadbalancing.yaml",)),
+        (
+            "gateway-loadbalancing-with-everything",
+            ("gateway-loadbalancing.yaml", "gateway-tls.yaml", "gateway-basic.yaml", *FROM_BALANCERS[-2]),
+        ),
+    ],
+)
 def test_the_merged_configuration_is_as_committed(
-    collector: str, credentials: dict[str, str], name: str, overlays: tuple[str, ...]
+    collector: str, credentials: dict[str, str], name: str, files: tuple[str, ...]
 ) -> None:
     """What the Collector makes of the files, defaults included; JEEVES_WRITE_GOLDEN=1 writes it anew."""
     folder = str(Path(credentials["COLLECTOR_TRACES_CA_FILE"]).parent)
     gates = f"otelcol.printInitialConfig,{APPEND}"
-    status, merged = _run(collector, "print-config", *overlays, gates=gates, HOSTNAME="a-host", **credentials)
+    status, merged = _run(collector, "print-config", *files, gates=gates, HOSTNAME="a-host", **credentials)
     merged = merged.replace(folder, "/certificates")
     golden = GOLDEN / f"{name}.yaml"
     if os.environ.get("JEEVES_WRITE_GOLDEN") == "1":
@@ -124,20 +216,25 @@ def test_the_merged_configuration_is_as_committed(
 
     assert 0 == status
     assert golden.read_text(encoding="utf-8") == merged
-    assert "0123" not in merged.replace("0123456789", "")
+    assert [] == [secret for secret in ("0123", "token-of", "a-token") if secret in merged.replace("0123456789", "")]
 
 
 def test_without_an_instance_the_sidecar_does_not_start_and_says_why(collector: str) -> None:
     """Series of two instances would be one; a container always has a HOSTNAME."""
-    status, said = _run(collector, "validate")
+    status, said = _run(collector, "validate", "sidecar.yaml")
 
     assert 1 == status
     assert "service.instance.id" in said
 
 
-def test_an_overlay_without_its_secret_does_not_start(collector: str) -> None:
-    """Nothing is sent without the token that somebody has asked for."""
-    status, _ = _run(collector, "validate", "metrics-bearer.yaml", HOSTNAME="a-host")
+@pytest.mark.parametrize(
+    "files",
+    [("sidecar.yaml", "metrics-bearer.yaml"), ("gateway.yaml", "gateway-bearer.yaml")],
+    ids=lambda names: names[1],
+)
+def test_an_overlay_without_its_secret_does_not_start(collector: str, files: tuple[str, ...]) -> None:
+    """Nothing is sent without the token that somebody has asked for, and nothing is let in."""
+    status, _ = _run(collector, "validate", *files, HOSTNAME="a-host")
 
     assert 1 == status
 

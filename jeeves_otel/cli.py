@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from jeeves_otel import checks, generators
+from jeeves_otel import checks, generators, objectives
 from jeeves_otel.content import holds_rules, read_rules
 from jeeves_otel.documents import Finding, Level
 from jeeves_otel.registry import DATA, Registry, examine, profile_names
@@ -44,6 +44,8 @@ def check(files: tuple[str, ...]) -> None:
     profiles = [file for file in files if file not in rules]
     registry, findings = checks.examine_all(profiles if files else profile_names())
     findings += [finding for file in rules for finding in read_rules(file)[1]]
+    if not files:
+        findings += objectives.examine(registry)[1]
     _print_findings(findings)
     failed = any(finding.level is Level.VIOLATION for finding in findings)
     if not files and not failed:
@@ -60,6 +62,7 @@ def check(files: tuple[str, ...]) -> None:
 def render(*, only_check: bool) -> None:
     """Write everything that is generated from the registry (in a checkout of the project)."""
     registry, findings = examine(profile_names())
+    findings = [*findings, *objectives.examine(registry)[1]]
     if findings:
         _print_findings(findings)
         sys.exit(1)
@@ -108,7 +111,8 @@ def demo(*, requests: int, seed: int, keep: bool, port: int, metrics_port: int, 
 
 
 def _rendered(registry: Registry) -> dict[str, str]:
-    return generators.render(registry, [(each.name, each.default, each.meaning) for each in VARIABLES])
+    promised, _ = objectives.examine(registry)
+    return generators.render(registry, promised, [(each.name, each.default, each.meaning) for each in VARIABLES])
 
 
 def _print_stale(registry: Registry) -> bool:

@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turn ``data/objectives/*.yaml`` into tiers, objectives and alerts that the profile can keep, or into findings.
+
+In: YAML files and the registry whose metrics they speak of. Out: one `Objectives`. Numbers that become thresholds are
+decimals from the file to the rule, because 1 - 0.995 is not 0.005 in binary. Nothing here imports OpenTelemetry.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from jeeves_otel.documents import Place, read
+from jeeves_otel.queries import Duration, Promql, Share, Slower, duration, families_of, read_query
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from jeeves_otel.documents import Finding, Node
+    from jeeves_otel.queries import Families, Query
+    from jeeves_otel.registry import Registry
+
+FOLDER = Path(__file__).parent / "data" / "objectives"
+SEVERITIES = ("critical", "warning", "info", "none")
+_ALERT_NAME = re.compile(r"[A-Z][A-Za-z0-9]+")
+_SLO_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_ALERT_KEYS = (
+    *("severity", "query", "window", "above", "below", "floor", "for", "keep_firing_for"),
+    *("summary", "description", "dashboard", "labels", "runbook", "cases"),
+)
+_MOST_EVENTS = 10**9
+_NO_DURATION = Duration("", 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """How fast a budget may burn over two windows before somebody is told; see ``data/objectives/tiers.yaml``."""
+
+    name: str
+    severity: str
+    burn: Decimal
+    long: Duration
+    short: Duration
+    events: int
+    bad: int
+    keep_firing_for: Duration
+    seen: Decimal  # share of the long window that must have been observed, 0..1
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One question of a diagnosis, in words and as a query."""
+
+    say: str
+    ask: Query
+
+
+@dataclass(frozen=True, slots=True)
+class Runbook:
+    """What to do when an alert fires."""
+
+    impact: str = ""
+    diagnosis: tuple[Step, ...] = ()
+    mitigation: tuple[str, ...] = ()
+    escalation: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """A promise about a share of good events over a period, and the alert that fires when its budget burns."""
+
+    name: str
+    title: str
+    meaning: str
+    alert: str
+    objective: Decimal  # percent, 0 < objective < 100
+    period: Duration
+    sli: Share | Slower
+    tiers: tuple[Tier, ...]
+    dashboard: str
+    labels: Mapping[str, str]
+    runbook: Runbook
+    where: Place
+
+    @property
+    def budget(self) -> Decimal:
+        """The share of events that may be bad, 0 < budget < 1."""
+        return (100 - self.objective) / 100
+
+    def threshold(self, tier: Tier) -> Decimal:
+        """Return the share of bad events from which *tier* alerts."""
+        return tier.burn * self.budget
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What a rule is tested with: ``{series: value or promtool's notation}``; *value* is what the alert then shows."""
+
+    when: str
+    series: Mapping[str, str]
+    after: Duration = _NO_DURATION
+    value: str = ""
+    labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """A symptom that somebody is told of: a query, a threshold, and for how long."""
+
+    name: str
+    severity: str
+    query: Query
+    window: Duration
+    comparison: str  # ">", "<", or nothing: whatever the query answers with
+    threshold: Decimal
+    floor: int  # events that must have been bad within the window
+    for_: Duration
+    keep_firing_for: Duration
+    summary: str
+    description: str
+    dashboard: str
+    labels: Mapping[str, str]
+    runbook: Runbook
+    fires: tuple[Case, ...]
+    silent: tuple[Case, ...]
+    where: Place
+
+
+@dataclass(frozen=True, slots=True)
+class Objectives:
+    """Everything that is promised about the service, and everything that somebody is told of, in file order."""
+
+    slos: tuple[Slo, ...]
+    alerts: tuple[Alert, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all alerts."""
+        return tuple(dict.fromkeys([*(slo.alert for slo in self.slos), *(alert.name for alert in self.alerts)]))
+
+
+def examine(registry: Registry, files: Iterable[Path] = ()) -> tuple[Objectives, list[Finding]]:
+    """Return what could be read of the packaged objectives, or of *files*, and every finding, in reading order.
+
+    Args:
+        registry: The profiles that the queries speak of.
+        files: Objectives of a user, instead of the packaged ones; tiers are the packaged ones if none has any.
+    """
+    findings: list[Finding] = []
+    tiers = _read_tiers(findings)
+    slos: list[Slo] = []
+    alerts: list[Alert] = []
+    families = families_of(registry)
+    for path in tuple(files) or sorted(path for path in FOLDER.glob("*.yaml") if path.name != "tiers.yaml"):
+        reader = _File(families, tiers, {slo.name: slo for slo in slos})
+        found = reader.read(path)
+        slos += found.slos
+        alerts += found.alerts
+        findings += reader.findings
+    return Objectives(tuple(slos), tuple(alerts)), findings
+
+
+def _read_tiers(findings: list[Finding]) -> dict[str, Tier]:
+    path = FOLDER / "tiers.yaml"
+    root, document = read(path.read_text(encoding="utf-8"), path.name)
+    tiers = {name: _tier(name, node) for name, node in root.fields(("tiers",))["tiers"].fields().items()}
+    findings += document.findings
+    return tiers
+
+
+def _tier(name: str, node: Node) -> Tier:
+    known = ("severity", "burn", "long", "short", "floor", "keep_firing_for", "seen")
+    entry = node.fields(known, required=("severity", "burn", "long", "short", "floor"))
+    floor = entry["floor"].fields(("events", "bad"), required=("events", "bad"))
+    return Tier(
+        name=name,
+        severity=entry["severity"].choice(SEVERITIES),
+        burn=_decimal(entry["burn"]),
+        long=duration(entry["long"]),
+        short=duration(entry["short"]),
+        events=floor["events"].whole(_MOST_EVENTS),
+        bad=floor["bad"].whole(_MOST_EVENTS),
+        keep_firing_for=duration(entry["keep_firing_for"]) if "keep_firing_for" in entry else _NO_DURATION,
+        seen=_decimal(entry["seen"]) if "seen" in entry else Decimal(0),
+    )
+
+
+def _decimal(node: Node) -> Decimal:
+    """Return the number at *node* exactly as it is written."""
+    text = node.text()
+    try:
+        value = Decimal(text or "0")
+    except InvalidOperation:
+        value = Decimal("NaN")
+    if value.is_finite():
+        return value
+    node.report("not-a-number", f"`{text}` is not a number", "write a finite decimal, for example 99.5")
+    return Decimal(0)
+
+
+class _File:
+    """One file of objectives being read."""
+
+    def __init__(self, families: Families, tiers: dict[str, Tier], slos: dict[str, Slo]) -> None:
+        self.findings: list[Finding] = []
+        self._families = families
+        self._tiers = tiers
+        self._slos = slos
+        self._labels: Mapping[str, str] = {}
+
+    def read(self, path: Path) -> Objectives:
+        """Return what the file at *path* promises."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            root, document = read("{}", str(path))
+            root.report("unreadable-file", f"it cannot be read ({type(error).__name__})", "check the path and rights")
+            self.findings += document.findings
+            return Objectives((), ())
+        root, document = read(text, path.name if path.is_relative_to(FOLDER) else str(path))
+        top = root.fields(("profile", "labels", "slos", "alerts")) if not document.findings else {}
+        self._labels = _texts(top.get("labels"))
+        for name, node in top["slos"].fields().items() if "slos" in top else ():
+            if name in self._slos:
+                node.report("duplicate-slo", f"{name} is promised already", "give it another name")
+            self._slos[name] = self._slo(name, node)
+        alerts = tuple(self._alert(*each) for each in top["alerts"].fields().items()) if "alerts" in top else ()
+        self.findings += document.findings
+        return Objectives(tuple(slo for slo in self._slos.values() if slo.where.file == root.where.file), alerts)
+
+    def _slo(self, name: str, node: Node) -> Slo:
+        known = ("title", "meaning", "alert", "objective", "period", "sli", "tiers", "dashboard", "labels", "runbook")
+        entry = node.fields(known, required=("title", "alert", "objective", "sli", "runbook"))
+        if not _SLO_NAME.fullmatch(name):
+            node.report("slo-name", f"`{name}` is not a name", "use small letters, digits and underscores")
+        objective = _decimal(entry["objective"]) if "objective" in entry else Decimal(99)
+        if not 0 < objective < 100:  # noqa: PLR2004 - percent
+            entry["objective"].report("objective", f"{objective} % leaves no budget", "write percent, for example 99.5")
+            objective = Decimal(99)
+        slo = Slo(
+            name=name,
+            title=entry["title"].text() if "title" in entry else "",
+            meaning=entry["meaning"].text() if "meaning" in entry else "",
+            alert=_alert_name(entry["alert"]) if "alert" in entry else "",
+            objective=objective,
+            period=duration(entry["period"]) if "period" in entry else Duration("30d", 2_592_000),
+            sli=self._sli(entry.get("sli")),
+            tiers=(),
+            dashboard=entry["dashboard"].text() if "dashboard" in entry else "",
+            labels=MappingProxyType({**self._labels, **_texts(entry.get("labels"))}),
+            runbook=self._runbook(entry.get("runbook")),
+            where=node.where,
+        )
+        return replace(slo, tiers=self._tiers_of(slo, entry.get("tiers"), node))
+
+    def _sli(self, node: Node | None) -> Share | Slower:
+        query = read_query(node, self._families) if node is not None else None
+        if isinstance(query, Share | Slower) and not query.by:
+            return query
+        if node is not None:
+            node.report(
+                "not-an-sli", "an objective is about a share of all events", "write `share` or `slower`, no `by`"
+            )
+        return Share("", ())
+
+    def _tiers_of(self, slo: Slo, node: Node | None, owner: Node) -> tuple[Tier, ...]:
+        """Return the tiers of *slo*: all, or those named; one that could never fire is a finding."""
+        names = [each.choice(self._tiers) for each in node.items()] if node is not None else list(self._tiers)
+        tiers = tuple(self._tiers[name] for name in names if name)
+        for tier in tiers:
+            if slo.threshold(tier) >= 1:
+                owner.report(
+                    "unfirable-tier",
+                    f"tier {tier.name} would fire above {slo.threshold(tier):.0%} bad events, which is never",
+                    f"leave it out: `tiers: [{', '.join(each.name for each in tiers if slo.threshold(each) < 1)}]`",
+                )
+        return tiers
+
+    def _alert(self, name: str, node: Node) -> Alert:
+        entry = node.fields(_ALERT_KEYS, required=("severity", "query", "summary", "description", "runbook"))
+        if not _ALERT_NAME.fullmatch(name):
+            node.report("alert-name", f"`{name}` is not a name of an alert", "write it in CamelCase")
+        comparison, threshold = self._threshold(entry)
+        cases = entry["cases"].fields(("fires", "silent")) if "cases" in entry else {}
+        query = read_query(entry["query"], self._families) if "query" in entry else Promql("")
+        if isinstance(query, Promql) and not {"fires", "silent"} <= set(cases):
+            node.report("untested-alert", f"{name} has no cases", "add `cases:` with `fires` and `silent`")
+        return Alert(
+            name=name,
+            severity=entry["severity"].choice(SEVERITIES) if "severity" in entry else "warning",
+            query=query,
+            window=duration(entry["window"]) if "window" in entry else Duration("5m", 300),
+            comparison=comparison,
+            threshold=threshold,
+            floor=entry["floor"].whole(_MOST_EVENTS) if "floor" in entry else 0,
+            for_=duration(entry["for"]) if "for" in entry else _NO_DURATION,
+            keep_firing_for=duration(entry["keep_firing_for"]) if "keep_firing_for" in entry else _NO_DURATION,
+            summary=entry["summary"].text() if "summary" in entry else "",
+            description=entry["description"].text() if "description" in entry else "",
+            dashboard=entry["dashboard"].text() if "dashboard" in entry else "",
+            labels=MappingProxyType({**self._labels, **_texts(entry.get("labels"))}),
+            runbook=self._runbook(entry.get("runbook")),
+            fires=tuple(_case(each) for each in cases["fires"].items()) if "fires" in cases else (),
+            silent=tuple(_case(each) for each in cases["silent"].items()) if "silent" in cases else (),
+            where=node.where,
+        )
+
+    def _threshold(self, entry: dict[str, Node]) -> tuple[str, Decimal]:
+        """Return how the query is compared, and with what: a number, or the bound that an objective promises."""
+        for key, comparison in (("above", ">"), ("below", "<")):
+            if key not in entry:
+                continue
+            slo = self._slos.get(entry[key].text())
+            if slo is not None and isinstance(slo.sli, Slower):
+                return comparison, Decimal(str(slo.sli.than)).normalize()
+            return comparison, _decimal(entry[key])
+        return "", Decimal(0)
+
+    def _runbook(self, node: Node | None) -> Runbook:
+        if node is None:
+            return Runbook()
+        parts = ("impact", "diagnosis", "mitigation", "escalation")
+        entry = node.fields(parts, required=parts)
+        steps = []
+        for each in entry["diagnosis"].items() if "diagnosis" in entry else ():
+            step = each.fields(("say", "ask"), required=("say", "ask"))
+            if len(step) == 2:  # noqa: PLR2004 - both are there
+                steps.append(Step(step["say"].text(), read_query(step["ask"], self._families)))
+        return Runbook(
+            impact=entry["impact"].text() if "impact" in entry else "",
+            diagnosis=tuple(steps),
+            mitigation=entry["mitigation"].texts() if "mitigation" in entry else (),
+            escalation=entry["escalation"].text() if "escalation" in entry else "",
+        )
+
+
+def _texts(node: Node | None) -> dict[str, str]:
+    return {key: value.text() for key, value in node.fields().items()} if node is not None else {}
+
+
+def _alert_name(node: Node) -> str:
+    name = node.text()
+    if name and not _ALERT_NAME.fullmatch(name):
+        node.report("alert-name", f"`{name}` is not a name of an alert", "write it in CamelCase")
+    return name
+
+
+def _case(node: Node) -> Case:
+    entry = node.fields(("when", "series", "after", "value", "labels"), required=("series",))
+    return Case(
+        when=entry["when"].text() if "when" in entry else "",
+        series=MappingProxyType(_texts(entry.get("series"))),
+        after=duration(entry["after"]) if "after" in entry else _NO_DURATION,
+        value=entry["value"].text() if "value" in entry else "",
+        labels=MappingProxyType(_texts(entry.get("labels"))),
+    )

@@ -10,7 +10,7 @@ import difflib
 from typing import TYPE_CHECKING
 
 from jeeves_otel.content import kinds
-from jeeves_otel.generators import collector, docs, rule_tests, rules
+from jeeves_otel.generators import collector, docs, rule_tests, rules, runbooks
 from jeeves_otel.queries import families_of
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def render(registry: Registry, objectives: Objectives, settings: Sequence[tuple[
         **collector.files(registry, kinds().values()),
         **rules.files(objectives),
         **rule_tests.files(objectives, families_of(registry)),
+        **runbooks.files(objectives),
     }
     if empty := [path for path, text in files.items() if not text.strip()]:
         raise ValueError(f"nothing was rendered for {', '.join(empty)}")

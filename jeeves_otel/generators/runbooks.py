@@ -102,6 +102,6 @@ def _index(objectives: Objectives) -> str:
         severities = "/".join(dict.fromkeys(tier.severity for tier in slo.tiers))
         lines.append(f"| [{slo.alert}]({slo.alert}.md) | {severities} | {slo.title}: the error budget burns too fast |")
     for alert in objectives.alerts:
-        summary = rules.symptom_alert(alert)["annotations"]["summary"]
-        lines.append(f"| [{alert.name}]({alert.name}.md) | {alert.severity} | {_PLACE.sub(r'(\1)', summary)} |")
+        summary = _PLACE.sub(r"(\1)", rules.symptom_alert(alert)["annotations"]["summary"])
+        lines.append(f"| [{alert.name}]({alert.name}.md) | {alert.severity} | {summary} |")
     return "\n".join(lines) + "\n"

@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import sys
 
-from jeeves_otel import checks, generators, objectives
+from jeeves_otel import checks, dashboards, generators, objectives
 from jeeves_otel.content import holds_rules, read_rules
 from jeeves_otel.documents import Finding, Level
+from jeeves_otel.queries import families_of
 from jeeves_otel.registry import DATA, Registry, examine, profile_names
 from jeeves_otel.settings import VARIABLES, Settings, describe
 
@@ -45,7 +46,7 @@ def check(files: tuple[str, ...]) -> None:
     registry, findings = checks.examine_all(profiles if files else profile_names())
     findings += [finding for file in rules for finding in read_rules(file)[1]]
     if not files:
-        findings += objectives.examine(registry)[1]
+        findings += _specification(registry)[2]
     _print_findings(findings)
     failed = any(finding.level is Level.VIOLATION for finding in findings)
     if not files and not failed:
@@ -62,7 +63,7 @@ def check(files: tuple[str, ...]) -> None:
 def render(*, only_check: bool) -> None:
     """Write everything that is generated from the registry (in a checkout of the project)."""
     registry, findings = examine(profile_names())
-    findings = [*findings, *objectives.examine(registry)[1]]
+    findings = [*findings, *_specification(registry)[2]]
     if findings:
         _print_findings(findings)
         sys.exit(1)
@@ -111,8 +112,16 @@ def demo(*, requests: int, seed: int, keep: bool, port: int, metrics_port: int, 
 
 
 def _rendered(registry: Registry) -> dict[str, str]:
-    promised, _ = objectives.examine(registry)
-    return generators.render(registry, promised, [(each.name, each.default, each.meaning) for each in VARIABLES])
+    promised, pages, _ = _specification(registry)
+    return generators.render(registry, promised, pages, [(each.name, each.default, each.meaning) for each in VARIABLES])
+
+
+def _specification(registry: Registry) -> tuple[objectives.Objectives, tuple[dashboards.Dashboard, ...], list[Finding]]:
+    """Return what is promised on *registry*, the dashboards, and every finding about both."""
+    promised, findings = objectives.examine(registry)
+    names = generators.rules.record_names(promised)
+    pages, more = dashboards.examine(families_of(registry), promised, names)
+    return promised, pages, [*findings, *more]
 
 
 def _print_stale(registry: Registry) -> bool:

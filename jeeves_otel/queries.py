@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import chain
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from jeeves_otel.documents import Finding, did_you_mean
+from jeeves_otel.documents import Finding, did_you_mean, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 Conditions = tuple[tuple[str, tuple[str, ...]], ...]  # (label, accepted values), in file order
 
+_FOREIGN = Path(__file__).parent / "data" / "foreign.yaml"
 AGGREGATES = ("sum", "max", "min", "avg", "count")
 # What a scrape, remote write and Prometheus itself put on every series.
 _TARGET_LABELS = ("job", "instance", "le", "alertname", "alertstate")
@@ -66,8 +69,8 @@ class Query(Protocol):
 
 
 def families_of(registry: Registry) -> Families:
-    """Return every family that *registry* promises, by name."""
-    return {
+    """Return every family that *registry* promises, and those of others, by name."""
+    return foreign_families() | {
         metric.name: Family(
             metric.name,
             metric.type,
@@ -76,6 +79,20 @@ def families_of(registry: Registry) -> Families:
         )
         for metric in registry.metrics.values()
     }
+
+
+@cache
+def foreign_families() -> Families:
+    """Return the families of others that may be asked; see ``data/foreign.yaml``."""
+    root, document = read(_FOREIGN.read_text(encoding="utf-8"), _FOREIGN.name)
+    families = {}
+    for name, node in root.fields(("metrics",))["metrics"].fields().items():
+        entry = node.fields(("type", "labels"), required=("type", "labels"))
+        labels = dict.fromkeys(entry["labels"].texts(), ())
+        families[name] = Family(name, entry["type"].choice(("counter", "gauge")), MappingProxyType(labels))
+    if document.findings:  # a mistake of ours, which a test would have seen
+        raise ValueError("\n".join(map(str, document.findings)))
+    return families
 
 
 def duration(node: Node) -> Duration:

@@ -10,23 +10,30 @@ import difflib
 from typing import TYPE_CHECKING
 
 from jeeves_otel.content import kinds
-from jeeves_otel.generators import collector, docs, rule_tests, rules, runbooks
+from jeeves_otel.generators import collector, dashboards, docs, rule_tests, rules, runbooks
 from jeeves_otel.queries import families_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from jeeves_otel.dashboards import Dashboard
     from jeeves_otel.objectives import Objectives
     from jeeves_otel.registry import Registry
 
 
-def render(registry: Registry, objectives: Objectives, settings: Sequence[tuple[str, str, str]]) -> dict[str, str]:
+def render(
+    registry: Registry,
+    objectives: Objectives,
+    pages: Sequence[Dashboard],
+    settings: Sequence[tuple[str, str, str]],
+) -> dict[str, str]:
     """Return every generated file, ``{path: text}``, paths relative to the project's root.
 
     Args:
         registry: The packaged profiles.
         objectives: What is promised about the service, and when somebody is told.
+        pages: The dashboards.
         settings: ``(variable, default, meaning)`` of every setting.
 
     Raises:
@@ -41,6 +48,7 @@ def render(registry: Registry, objectives: Objectives, settings: Sequence[tuple[
         **rules.files(objectives),
         **rule_tests.files(objectives, families_of(registry)),
         **runbooks.files(objectives),
+        **dashboards.files(pages),
     }
     if empty := [path for path, text in files.items() if not text.strip()]:
         raise ValueError(f"nothing was rendered for {', '.join(empty)}")

@@ -54,6 +54,13 @@ def files(objectives: Objectives) -> dict[str, str]:
     }
 
 
+def record_names(objectives: Objectives) -> frozenset[str]:
+    """Return the names of all recording rules, which dashboards may ask."""
+    return frozenset(
+        rule["record"] for slo in objectives.slos for long in (False, True) for rule in records(slo, long=long)
+    )
+
+
 def group(name: str, rules: list[Rule], interval: str = "") -> Rule:
     """Return one group of *rules*."""
     return {"name": f"jeeves-{name}", **({"interval": interval} if interval else {}), "rules": rules}

@@ -119,8 +119,7 @@ def _rendered(registry: Registry) -> dict[str, str]:
 def _specification(registry: Registry) -> tuple[objectives.Objectives, tuple[dashboards.Dashboard, ...], list[Finding]]:
     """Return what is promised on *registry*, the dashboards, and every finding about both."""
     promised, findings = objectives.examine(registry)
-    names = generators.rules.record_names(promised)
-    pages, more = dashboards.examine(families_of(registry), promised, names)
+    pages, more = dashboards.examine(families_of(registry), promised)
     return promised, pages, [*findings, *more]
 
 

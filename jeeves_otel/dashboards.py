@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turn ``data/dashboards/*.yaml`` into dashboards of panels whose queries a registry vouches for, or into findings.
 
-In: YAML files, the families that there are, the objectives, and the names of recording rules. Out: `Dashboard` objects.
+In: YAML files, the families that there are, and the objectives, whose records may be asked too. Out: `Dashboard` objects.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from jeeves_otel.documents import did_you_mean, read
 from jeeves_otel.queries import Promql, read_query
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from jeeves_otel.documents import Finding, Node
     from jeeves_otel.objectives import Objectives, Slo
     from jeeves_otel.queries import Families, Query
@@ -89,41 +87,36 @@ class Dashboard:
     rows: tuple[Row, ...]
 
 
-def examine(
-    families: Families, objectives: Objectives, records: Iterable[str]
-) -> tuple[tuple[Dashboard, ...], list[Finding]]:
+def examine(families: Families, objectives: Objectives) -> tuple[tuple[Dashboard, ...], list[Finding]]:
     """Return the dashboards, in the order of their names, and every finding."""
     findings: list[Finding] = []
     dashboards = []
-    records = frozenset(records)
     for path in sorted(FOLDER.glob("*.yaml")):
         root, document = read(path.read_text(encoding="utf-8"), f"dashboards/{path.name}")
         top = root.fields(("title", "about", "rows"), required=("title", "about", "rows"))
-        rows = tuple(
-            _row(node, families, objectives, records) for node in (top["rows"].items() if "rows" in top else ())
-        )
+        rows = tuple(_row(node, families, objectives) for node in (top["rows"].items() if "rows" in top else ()))
         title, about = (top[key].text() if key in top else "" for key in ("title", "about"))
         dashboards.append(Dashboard(path.stem, title, about, rows))
         findings += document.findings
     return tuple(dashboards), findings
 
 
-def _row(node: Node, families: Families, objectives: Objectives, records: frozenset[str]) -> Row:
+def _row(node: Node, families: Families, objectives: Objectives) -> Row:
     entry = node.fields(("title", "panels"), required=("title", "panels"))
-    panels = (
-        _panel(each, families, objectives, records) for each in (entry["panels"].items() if "panels" in entry else ())
-    )
+    panels = (_panel(each, families, objectives) for each in (entry["panels"].items() if "panels" in entry else ()))
     return Row(entry["title"].text() if "title" in entry else "", tuple(panels))
 
 
-def _panel(node: Node, families: Families, objectives: Objectives, records: frozenset[str]) -> Panel:
+def _panel(node: Node, families: Families, objectives: Objectives) -> Panel:
     entry = node.fields(_PANEL_KEYS, required=("title", "kind", "unit", "about", "asks"))
     return Panel(
         title=entry["title"].text() if "title" in entry else "",
         kind=entry["kind"].choice(KINDS) if "kind" in entry else "timeseries",
         unit=entry["unit"].choice(UNITS) if "unit" in entry else "short",
         about=entry["about"].text() if "about" in entry else "",
-        asks=tuple(_ask(each, families, records) for each in (entry["asks"].items() if "asks" in entry else ())),
+        asks=tuple(
+            _ask(each, families, objectives.records) for each in (entry["asks"].items() if "asks" in entry else ())
+        ),
         width=entry["width"].whole(_COLUMNS) if "width" in entry else _COLUMNS // 2,
         slo=_slo(entry.get("slo"), objectives),
         alerts=tuple(_alert(each, objectives) for each in (entry["alerts"].items() if "alerts" in entry else ())),

@@ -91,6 +91,30 @@ class Slo:
         """The share of events that may be bad, 0 < budget < 1."""
         return (100 - self.objective) / 100
 
+    @property
+    def windows(self) -> tuple[Duration, ...]:
+        """The windows over which events are recorded, ascending: those of the tiers, 5m, 1h and the period."""
+        wanted = [Duration("5m", 300), Duration("1h", 3_600), self.period]
+        wanted += [window for tier in self.tiers for window in (tier.long, tier.short)]
+        return tuple(sorted({window.text: window for window in wanted}.values(), key=lambda window: window.seconds))
+
+    @property
+    def windows_to_be_seen(self) -> tuple[Duration, ...]:
+        """The windows of which it matters how much there was to see: those of tiers over days, and the period."""
+        wanted = (*(tier.long for tier in self.tiers if tier.seen), self.period)
+        return tuple({window.text: window for window in wanted}.values())
+
+    @property
+    def records(self) -> frozenset[str]:
+        """Names of what is recorded about this objective, which queries may ask."""
+        period = self.period.text
+        return frozenset(
+            {f"slo:{what}:rate{window.text}" for what in ("total", "bad") for window in self.windows}
+            | {f"slo:seen:ratio{window.text}" for window in self.windows_to_be_seen}
+            | {f"slo:error_ratio:rate{text}" for text in ("5m", "1h", period)}
+            | {"slo:objective:ratio", "slo:burn_rate:ratio1h", f"slo:budget_remaining:ratio{period}"}
+        )
+
     def threshold(self, tier: Tier) -> Decimal:
         """Return the share of bad events from which *tier* alerts."""
         return tier.burn * self.budget
@@ -136,6 +160,11 @@ class Objectives:
 
     slos: tuple[Slo, ...]
     alerts: tuple[Alert, ...]
+
+    @property
+    def records(self) -> frozenset[str]:
+        """Names of all recording rules."""
+        return frozenset(name for slo in self.slos for name in slo.records)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -232,6 +261,10 @@ class _File:
         self.findings += document.findings
         return Objectives(tuple(slo for slo in self._slos.values() if slo.where.file == root.where.file), alerts)
 
+    @property
+    def _records(self) -> frozenset[str]:
+        return frozenset(name for slo in self._slos.values() for name in slo.records)
+
     def _slo(self, name: str, node: Node) -> Slo:
         known = ("title", "meaning", "alert", "objective", "period", "sli", "tiers", "dashboard", "labels", "runbook")
         entry = node.fields(known, required=("title", "alert", "objective", "sli", "runbook"))
@@ -286,7 +319,7 @@ class _File:
             node.report("alert-name", f"`{name}` is not a name of an alert", "write it in CamelCase")
         comparison, threshold = self._threshold(entry)
         cases = entry["cases"].fields(("fires", "silent")) if "cases" in entry else {}
-        query = read_query(entry["query"], self._families) if "query" in entry else Promql("")
+        query = read_query(entry["query"], self._families, self._records) if "query" in entry else Promql("")
         if isinstance(query, Promql) and not {"fires", "silent"} <= set(cases):
             node.report("untested-alert", f"{name} has no cases", "add `cases:` with `fires` and `silent`")
         return Alert(
@@ -329,7 +362,7 @@ class _File:
         for each in entry["diagnosis"].items() if "diagnosis" in entry else ():
             step = each.fields(("say", "ask"), required=("say", "ask"))
             if len(step) == 2:  # noqa: PLR2004 - both are there
-                steps.append(Step(step["say"].text(), read_query(step["ask"], self._families)))
+                steps.append(Step(step["say"].text(), read_query(step["ask"], self._families, self._records)))
         return Runbook(
             impact=entry["impact"].text() if "impact" in entry else "",
             diagnosis=tuple(steps),

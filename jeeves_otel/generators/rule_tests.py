@@ -298,7 +298,7 @@ def _recorded(slo: Slo, name: str, share: float, step_s: int, seen_s: int) -> fl
     """Return what the rule *name* has recorded when a constant *share* was bad for *seen_s* seconds."""
     _, what, how = name.split(":")
     budget = float(slo.budget)
-    lengths = {window.text: window.seconds for window in rules.windows(slo)}
+    lengths = {window.text: window.seconds for window in slo.windows}
     window_s = lengths.get(how.removeprefix("rate").removeprefix("ratio"), 0)
     if what == "seen":
         return min(1.0, seen_s / window_s)

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from jeeves_otel.queries import Duration, Share, Slower, pretty
+from jeeves_otel.queries import Share, Slower, pretty
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from decimal import Decimal
 
     from jeeves_otel.objectives import Alert, Objectives, Slo, Tier
+    from jeeves_otel.queries import Duration
 
 Rule = dict[str, Any]
 
@@ -54,13 +55,6 @@ def files(objectives: Objectives) -> dict[str, str]:
     }
 
 
-def record_names(objectives: Objectives) -> frozenset[str]:
-    """Return the names of all recording rules, which dashboards may ask."""
-    return frozenset(
-        rule["record"] for slo in objectives.slos for long in (False, True) for rule in records(slo, long=long)
-    )
-
-
 def group(name: str, rules: list[Rule], interval: str = "") -> Rule:
     """Return one group of *rules*."""
     return {"name": f"jeeves-{name}", **({"interval": interval} if interval else {}), "rules": rules}
@@ -73,7 +67,7 @@ def records(slo: Slo, *, long: bool = False) -> list[Rule]:
     """Return the recording rules of *slo*: events per window and their ratio; those of *long* windows, and the budget."""
     month = slo.period.text
     rules = []
-    for window in windows(slo):
+    for window in slo.windows:
         if _is_long(window) == long:
             rules += [
                 _record(slo, f"slo:total:rate{window.text}", _events(slo, "total", window)),
@@ -85,8 +79,7 @@ def records(slo: Slo, *, long: bool = False) -> list[Rule]:
             _record(slo, "slo:error_ratio:rate5m", _ratio(slo, "5m")),
             _record(slo, "slo:error_ratio:rate1h", _ratio(slo, "1h")),
         ]
-    seen = {window.text: window for window in (*(tier.long for tier in slo.tiers if tier.seen), slo.period)}
-    rules += [_record(slo, f"slo:seen:ratio{window.text}", _seen(slo, window)) for window in seen.values()]
+    rules += [_record(slo, f"slo:seen:ratio{window.text}", _seen(slo, window)) for window in slo.windows_to_be_seen]
     return [
         *rules,
         _record(slo, f"slo:error_ratio:rate{month}", _ratio(slo, month)),
@@ -98,13 +91,6 @@ def records(slo: Slo, *, long: bool = False) -> list[Rule]:
             f"1 - {_recorded(f'error_ratio:rate{month}', slo)} / {plain(slo.budget)}",
         ),
     ]
-
-
-def windows(slo: Slo) -> list[Duration]:
-    """Return the windows over which events of *slo* are recorded, ascending: those of its tiers, 5m, 1h and its period."""
-    wanted = [Duration("5m", 300), Duration("1h", 3_600), slo.period]
-    wanted += [window for tier in slo.tiers for window in (tier.long, tier.short)]
-    return sorted({window.text: window for window in wanted}.values(), key=lambda window: window.seconds)
 
 
 def burn_alerts(slo: Slo, *, long: bool = False) -> list[Rule]:

@@ -13,15 +13,15 @@ import pytest
 from jeeves_otel import objectives
 from jeeves_otel.dashboards import UNITS, examine
 from jeeves_otel.documents import Place
-from jeeves_otel.generators import dashboards as generated, rules
+from jeeves_otel.generators import dashboards as generated
 from jeeves_otel.queries import families_of, findings
 from jeeves_otel.registry import load
 
 REGISTRY = load()
 PROMISED, _ = objectives.examine(REGISTRY)
-RECORDS = rules.record_names(PROMISED)
+RECORDS = PROMISED.records
 FAMILIES = families_of(REGISTRY)
-DASHBOARDS, FINDINGS = examine(FAMILIES, PROMISED, RECORDS)
+DASHBOARDS, FINDINGS = examine(FAMILIES, PROMISED)
 PAGES: dict[str, dict[str, Any]] = {
     path.rpartition("/")[2].removesuffix(".json"): json.loads(text)
     for path, text in generated.files(DASHBOARDS).items()

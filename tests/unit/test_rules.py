@@ -83,6 +83,11 @@ def test_every_recording_rule_has_a_test(rule: dict[str, Any]) -> None:
     assert [] != [each for each in ASSERTIONS if asked in each["expr"]]
 
 
+def test_records_have_the_names_that_queries_may_ask() -> None:
+    """No dashboard asks what nobody records."""
+    assert OBJECTIVES.records == {rule["record"] for rule in EVERY_RULE if "record" in rule}
+
+
 def test_thresholds_are_exact_decimals() -> None:
     """One minus 0.995 is not 0.005 in binary."""
     numbers = {number for rule in EVERY_RULE for number in re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])", rule["expr"])}

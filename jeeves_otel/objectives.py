@@ -8,7 +8,7 @@ decimals from the file to the rule, because 1 - 0.995 is not 0.005 in binary. No
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from types import MappingProxyType
@@ -30,7 +30,7 @@ _ALERT_NAME = re.compile(r"[A-Z][A-Za-z0-9]+")
 _SLO_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _ALERT_KEYS = (
     *("severity", "query", "window", "above", "below", "floor", "for", "keep_firing_for"),
-    *("summary", "description", "dashboard", "labels", "runbook", "cases"),
+    *("summary", "description", "dashboard", "labels", "runbook", "cases", "always"),
 )
 _MOST_EVENTS = 10**9
 _NO_DURATION = Duration("", 0.0)
@@ -122,13 +122,18 @@ class Slo:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What a rule is tested with: ``{series: value or promtool's notation}``; *value* is what the alert then shows."""
+    """What a rule is tested with: ``{series: value or promtool's notation}``, one sample per step of *every*.
+
+    The alert fires *after* so long, counted from the step at which it *begins*, and shows *value*.
+    """
 
     when: str
     series: Mapping[str, str]
-    after: Duration = _NO_DURATION
-    value: str = ""
-    labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    every: Duration
+    begins: int
+    after: Duration
+    value: str
+    labels: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +156,7 @@ class Alert:
     runbook: Runbook
     fires: tuple[Case, ...]
     silent: tuple[Case, ...]
+    always: bool  # whether it is meant to fire all the time
     where: Place
 
 
@@ -320,7 +326,9 @@ class _File:
         comparison, threshold = self._threshold(entry)
         cases = entry["cases"].fields(("fires", "silent")) if "cases" in entry else {}
         query = read_query(entry["query"], self._families, self._records) if "query" in entry else Promql("")
-        if isinstance(query, Promql) and not {"fires", "silent"} <= set(cases):
+        always = entry["always"].truth() if "always" in entry else False
+        needed = {"fires"} if always else {"fires", "silent"}
+        if isinstance(query, Promql) and not needed <= set(cases):
             node.report("untested-alert", f"{name} has no cases", "add `cases:` with `fires` and `silent`")
         return Alert(
             name=name,
@@ -339,6 +347,7 @@ class _File:
             runbook=self._runbook(entry.get("runbook")),
             fires=tuple(_case(each) for each in cases["fires"].items()) if "fires" in cases else (),
             silent=tuple(_case(each) for each in cases["silent"].items()) if "silent" in cases else (),
+            always=always,
             where=node.where,
         )
 
@@ -383,10 +392,12 @@ def _alert_name(node: Node) -> str:
 
 
 def _case(node: Node) -> Case:
-    entry = node.fields(("when", "series", "after", "value", "labels"), required=("series",))
+    entry = node.fields(("when", "series", "every", "begins", "after", "value", "labels"), required=("series",))
     return Case(
         when=entry["when"].text() if "when" in entry else "",
         series=MappingProxyType(_texts(entry.get("series"))),
+        every=duration(entry["every"]) if "every" in entry else Duration("15s", 15),
+        begins=entry["begins"].whole(_MOST_EVENTS) if "begins" in entry else 0,
         after=duration(entry["after"]) if "after" in entry else _NO_DURATION,
         value=entry["value"].text() if "value" in entry else "",
         labels=MappingProxyType(_texts(entry.get("labels"))),

@@ -44,16 +44,21 @@ class Phase:
 def files(objectives: Objectives, families: Families) -> dict[str, str]:
     """Return the tests, ``{path: text}``, paths relative to the project's root."""
     slos = objectives.slos
-    suites = {
+    suites: dict[str, tuple[int, list[Test]]] = {
         "slos": (_STEP_S, [*_short_tests(slos, families), *_quiet_tests(slos, families)]),
         "slos-slow": (_MEDIUM_S, list(_tier_tests(slos, families, _MEDIUM_S))),
         "slos-long": (_COARSE_S, list(_long_tests(slos, families))),
-        "alerts": (_STEP_S, [test for alert in objectives.alerts for test in symptom_tests(alert, families)]),
     }
+    for alert in objectives.alerts:
+        for test in symptom_tests(alert, families):
+            step_s = int(test["interval"].removesuffix("s"))
+            # Objectives are recorded only where an alert asks for them: they are a hundred rules.
+            name = f"alerts{'-recorded' if asks_records(alert) else ''}{'-slow' if step_s > _STEP_S else ''}"
+            suites.setdefault(name, (step_s, []))[1].append(test)
     return {
         f"tests/rules/{name}.yaml": rules.document(
             {
-                "rule_files": [f"../../collector/rules/{name.partition('-')[0]}.yaml"],
+                "rule_files": [f"../../collector/rules/{each}.yaml" for each in _rule_files(name)],
                 "evaluation_interval": f"{step}s",
                 "tests": tests,
             }
@@ -61,6 +66,15 @@ def files(objectives: Objectives, families: Families) -> dict[str, str]:
         for name, (step, tests) in suites.items()
         if tests
     }
+
+
+def asks_records(alert: Alert) -> bool:
+    """Return whether *alert* asks what is recorded about objectives."""
+    return "slo:" in alert.query.promql(alert.window.text)
+
+
+def _rule_files(suite: str) -> tuple[str, ...]:
+    return ("slos", "alerts") if "recorded" in suite else (suite.partition("-")[0],)
 
 
 # ---- what is played ----------------------------------------------------------------------------------------------------
@@ -395,24 +409,27 @@ def _worst(alert: Alert, query: Share | Slower | Quantile | Rate, family: Family
 
 def _case_tests(alert: Alert) -> Iterator[Test]:
     for case in alert.fires:
+        step_s = int(case.every.seconds)
         labels = {"severity": alert.severity, **alert.labels, **case.labels}
-        due = (case.after.seconds or alert.for_.seconds) / _STEP_S
+        due_s = case.begins * step_s + (case.after.seconds or alert.for_.seconds)
+        before_s, after_s = due_s - _SPARE * step_s, due_s + _SPARE * step_s
         yield {
             "name": f"{alert.name}: {case.when or 'as its case says'}",
-            "interval": f"{_STEP_S}s",
+            "interval": f"{step_s}s",
             "input_series": _inputs(_written(case)),
             "promql_expr_test": [
-                *([_is_firing(alert.name, {}, (math.floor(due) - _SPARE) * _STEP_S, {})] if due > _SPARE else []),
-                _is_firing(alert.name, {}, (math.ceil(due) + _SPARE) * _STEP_S, labels),
+                *([_is_firing(alert.name, {}, before_s, {})] if before_s > 0 and not alert.always else []),
+                _is_firing(alert.name, {}, after_s, labels),
             ],
-            "alert_rule_test": [_told_of(alert, labels, float(case.value or 1), (math.ceil(due) + _SPARE) * _STEP_S)],
+            "alert_rule_test": [_told_of(alert, labels, float(case.value or 1), after_s)],
         }
     for case in alert.silent:
+        step_s = int(case.every.seconds)
         yield {
             "name": f"{alert.name} is silent: {case.when}",
-            "interval": f"{_STEP_S}s",
+            "interval": f"{step_s}s",
             "input_series": _inputs(_written(case)),
-            "promql_expr_test": [_is_firing(alert.name, {}, step * _STEP_S, {}) for step in (0, 45, 239)],
+            "promql_expr_test": [_is_firing(alert.name, {}, step * step_s, {}) for step in (0, 45, 239, case.begins)],
         }
 
 

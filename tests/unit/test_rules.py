@@ -61,7 +61,7 @@ def test_every_alert_has_a_firing_and_a_silent_case(rule: dict[str, Any]) -> Non
     ]
 
     assert [] != [each for each in of_it if each["exp_samples"]]
-    assert [] != [each for each in of_it if not each["exp_samples"]]
+    assert [] != [each for each in of_it if not each["exp_samples"]] or rule["alert"] == "Watchdog"
 
 
 @pytest.mark.parametrize("rule", [rule for rule in EVERY_RULE if "alert" in rule], ids=lambda rule: rule["alert"])

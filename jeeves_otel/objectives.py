@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from jeeves_otel.documents import Place, read
+from jeeves_otel.documents import Place, did_you_mean, read
 from jeeves_otel.queries import Duration, Promql, Share, Slower, duration, families_of, read_query
 
 if TYPE_CHECKING:
@@ -32,6 +32,11 @@ _ALERT_KEYS = (
     *("severity", "query", "window", "above", "below", "floor", "for", "keep_firing_for"),
     *("summary", "description", "dashboard", "labels", "runbook", "cases", "always"),
 )
+_LABEL_PLACE = r" \$labels\.(\w+) "
+_VALUE_PLACE = r" \$value \| (\w+) "
+# Of Prometheus' functions in texts, those whose output the generated tests know.
+FUNCTIONS = ("humanize", "humanizeDuration", "humanizePercentage")
+_HEAD = re.compile(r"""^["']?(slos|alerts)["']?\s*:""", re.MULTILINE)
 _MOST_EVENTS = 10**9
 _NO_DURATION = Duration("", 0.0)
 
@@ -132,7 +137,7 @@ class Case:
     every: Duration
     begins: int
     after: Duration
-    value: str
+    value: float
     labels: Mapping[str, str]
 
 
@@ -197,6 +202,26 @@ def examine(registry: Registry, files: Iterable[Path] = ()) -> tuple[Objectives,
         alerts += found.alerts
         findings += reader.findings
     return Objectives(tuple(slos), tuple(alerts)), findings
+
+
+def holds_objectives(path: str) -> bool:
+    """Return whether the file *path* says of itself that it holds objectives or alerts."""
+    try:
+        return _HEAD.search(Path(path).read_text(encoding="utf-8")) is not None
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def profiles_of(files: Iterable[str]) -> tuple[str, ...]:
+    """Return the profiles whose metrics *files* speak of, as they name them; ``jeeves`` where they name none."""
+    named = []
+    for file in files:
+        root, _ = read(Path(file).read_text(encoding="utf-8"), file)
+        profile = root.fields().get("profile")
+        name = profile.text() if profile is not None else "jeeves"
+        beside = Path(file).parent / name
+        named.append(str(beside) if name.endswith((".yaml", ".yml")) and beside.is_file() else name)
+    return tuple(dict.fromkeys(named))
 
 
 def _read_tiers(findings: list[Finding]) -> dict[str, Tier]:
@@ -326,9 +351,17 @@ class _File:
         comparison, threshold = self._threshold(entry)
         cases = entry["cases"].fields(("fires", "silent")) if "cases" in entry else {}
         query = read_query(entry["query"], self._families, self._records) if "query" in entry else Promql("")
+        for key in ("summary", "description"):
+            if key in entry:
+                _judge_text(entry[key], (*query.by, "severity", *self._labels))
+        fires = tuple(_case(each) for each in cases["fires"].items()) if "fires" in cases else ()
+        for case in fires:
+            if missing := set(query.by) - set(case.labels):
+                hint = "add them to its `labels:`, with the values that its series have"
+                cases["fires"].report("missing-label", f"a case has no {', '.join(sorted(missing))}", hint)
         always = entry["always"].truth() if "always" in entry else False
         needed = {"fires"} if always else {"fires", "silent"}
-        if isinstance(query, Promql) and not needed <= set(cases):
+        if "query" in entry and isinstance(query, Promql) and not needed <= set(cases):
             node.report("untested-alert", f"{name} has no cases", "add `cases:` with `fires` and `silent`")
         return Alert(
             name=name,
@@ -345,7 +378,7 @@ class _File:
             dashboard=entry["dashboard"].text() if "dashboard" in entry else "",
             labels=MappingProxyType({**self._labels, **_texts(entry.get("labels"))}),
             runbook=self._runbook(entry.get("runbook")),
-            fires=tuple(_case(each) for each in cases["fires"].items()) if "fires" in cases else (),
+            fires=fires,
             silent=tuple(_case(each) for each in cases["silent"].items()) if "silent" in cases else (),
             always=always,
             where=node.where,
@@ -391,6 +424,21 @@ def _alert_name(node: Node) -> str:
     return name
 
 
+def _judge_text(node: Node, labels: tuple[str, ...]) -> None:
+    """Report what the text of an annotation asks that the alert does not have: it would be empty, at night."""
+    text = node.text()
+    for place in re.findall(r"\{\{(.*?)\}\}", text):
+        label, function = (re.fullmatch(pattern, place) for pattern in (_LABEL_PLACE, _VALUE_PLACE))
+        if label is not None and label[1] not in labels:
+            hint = f"put it into `by`, or {did_you_mean(label[1], labels)}"
+            node.report("unknown-label", f"the alert has no label `{label[1]}`", hint)
+        elif function is not None and function[1] not in FUNCTIONS:
+            node.report("unknown-function", f"`{function[1]}` cannot be tested", did_you_mean(function[1], FUNCTIONS))
+        elif label is None and function is None:
+            hint = "write {{ $labels.NAME }} or {{ $value | humanize }}, with these spaces"
+            node.report("unknown-template", f"`{{{{{place}}}}}` cannot be tested", hint)
+
+
 def _case(node: Node) -> Case:
     entry = node.fields(("when", "series", "every", "begins", "after", "value", "labels"), required=("series",))
     return Case(
@@ -399,6 +447,6 @@ def _case(node: Node) -> Case:
         every=duration(entry["every"]) if "every" in entry else Duration("15s", 15),
         begins=entry["begins"].whole(_MOST_EVENTS) if "begins" in entry else 0,
         after=duration(entry["after"]) if "after" in entry else _NO_DURATION,
-        value=entry["value"].text() if "value" in entry else "",
+        value=entry["value"].number() if "value" in entry else 1.0,
         labels=MappingProxyType(_texts(entry.get("labels"))),
     )

@@ -303,6 +303,8 @@ class _Reader:
         read = []
         for label, node in self.fields[key].fields().items():
             values = node.texts()
+            if not values:
+                node.report("no-value", f"no value of `{label}` is named", f"write `{label}: value`, or a list")
             if family is not self.unknown:
                 _judge_values(node, family, label, values)
             read.append((label, values))
@@ -357,6 +359,8 @@ def read_query(node: Node, families: Families, records: Iterable[str] = ()) -> Q
 
 def _read_share(reader: _Reader, family: Family) -> Query:
     bad, excluded = (reader.conditions(key, family) for key in ("bad", "excluded"))
+    if not bad and "bad" in reader.fields:
+        reader.fields["bad"].report("no-value", "nothing is bad", "write which label says so: `bad: {status: error}`")
     return Share(family.name, bad, excluded, reader.by(family))
 
 
@@ -432,6 +436,7 @@ def findings(text: str, families: Families, records: Iterable[str], where: Place
     expression = re.sub(r"\$\w+|\$\{\w+\}", "5m", text)
     try:
         parsed = promql_parser.parse(expression)
+        promql_parser.parse(f"({expression}) > 0")  # which a number, a text or a range cannot be asked
     except ValueError as error:
         return [Finding("promql-syntax", where, f"this is not PromQL: {error}", "mend the expression")]
     found: list[Finding] = []

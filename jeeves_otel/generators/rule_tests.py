@@ -95,7 +95,7 @@ def played(
     if isinstance(query, Share):
         (bad_label, bad_values), *_ = query.bad
         not_good = {*bad_values, *(value for _, values in query.excluded for value in values)}
-        fine = next(value for value in family.labels[bad_label] if value not in not_good)
+        fine = next((value for value in family.labels[bad_label] if value not in not_good), "fine")
         return {
             _series(family.name, {**labels, bad_label: fine}): _values(good),
             _series(family.name, {**labels, bad_label: bad_values[0]}): _values(bad),
@@ -421,7 +421,7 @@ def _case_tests(alert: Alert) -> Iterator[Test]:
                 *([_is_firing(alert.name, {}, before_s, {})] if before_s > 0 and not alert.always else []),
                 _is_firing(alert.name, {}, after_s, labels),
             ],
-            "alert_rule_test": [_told_of(alert, labels, float(case.value or 1), after_s)],
+            "alert_rule_test": [_told_of(alert, labels, case.value, after_s)],
         }
     for case in alert.silent:
         step_s = int(case.every.seconds)

@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
+import json
 import re
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from jeeves_otel.cli import main
 from jeeves_otel.generators import rule_tests, rules
-from jeeves_otel.objectives import Objectives, examine
+from jeeves_otel.objectives import FOLDER, Objectives, examine
 from jeeves_otel.queries import families_of
 from jeeves_otel.registry import load
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 REGISTRY = load()
@@ -224,3 +228,70 @@ alerts:
     )
 
     assert ["untested-alert"] == findings
+
+
+def _mutations() -> list[tuple[str, str]]:
+    """Return ``(place, text)``: the packaged file with one value after another taken away, or replaced by what it is not."""
+    whole = yaml.safe_load((FOLDER / "jeeves.yaml").read_text(encoding="utf-8"))
+    kept = {"slos": {"pipeline_latency_p99"}, "alerts": {"HighLatency", "DatabasePoolExhaustion", "LLMProviderDown"}}
+    for section, names in kept.items():
+        whole[section] = {name: value for name, value in whole[section].items() if name in names}
+    made = []
+    for path in _paths(whole):
+        for wrong in (None, [], "nonsense", -1):
+            copy = json.loads(json.dumps(whole))
+            owner = copy
+            for step in path[:-1]:
+                owner = owner[step]
+            owner[path[-1]] = wrong
+            made.append((f"{path} {wrong!r}", yaml.safe_dump(copy)))
+    return made
+
+
+def _paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if path:
+        yield path
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield from _paths(child, (*path, key))
+
+
+def test_a_file_of_a_user_never_breaks_the_reader(tmp_path: Path) -> None:
+    """Whatever stands where, it is read to its end; and nothing that has no finding fails to be written."""
+    quiet = []
+    for place, text in _mutations():
+        found, findings = _own(text, tmp_path)
+        if not findings:
+            quiet.append(place)
+            rules.files(found)
+            rule_tests.files(found, families_of(REGISTRY))
+
+    assert len(quiet) < len(_mutations()) / 3
+
+
+def test_the_command_writes_what_promtool_then_runs(tmp_path: Path) -> None:
+    """From a file of one's own to rules, tests and runbooks in a folder of one's own."""
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "slos:\n  tool_success:\n    title: Tools\n    alert: ToolErrorBudgetBurn\n    objective: 98\n"
+        "    sli: {share: jeeves_tool_calls_total, bad: {status: error}}\n"
+        "    runbook: {impact: Agents fail., diagnosis: [], mitigation: [], escalation: Us.}\n",
+        encoding="utf-8",
+    )
+    judged = CliRunner().invoke(main, ["check", str(own)])
+    written = CliRunner().invoke(main, ["rules", str(own), "--into", str(tmp_path / "out")])
+
+    assert (0, f"{own}: objectives, no violation\n") == (judged.exit_code, judged.output)
+    assert (0, 6) == (written.exit_code, len(written.output.splitlines()))
+    assert (tmp_path / "out/docs/runbooks/ToolErrorBudgetBurn.md").is_file()
+
+
+def test_the_command_reports_every_finding_and_writes_nothing(tmp_path: Path) -> None:
+    """Half a set of rules is worse than none."""
+    own = tmp_path / "own.yaml"
+    own.write_text("slos:\n  a: {objective: 98}\nalerts:\n  b: {}\n", encoding="utf-8")
+    written = CliRunner().invoke(main, ["rules", str(own), "--into", str(tmp_path / "out")])
+
+    assert 1 == written.exit_code
+    assert {"missing-key", "alert-name"} == set(re.findall(r"\[([\w-]+)\]", written.output))
+    assert not (tmp_path / "out").exists()

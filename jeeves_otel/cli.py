@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from jeeves_otel import checks, generators
+from jeeves_otel import checks, dashboards, generators, objectives
 from jeeves_otel.content import holds_rules, read_rules
 from jeeves_otel.documents import Finding, Level
+from jeeves_otel.queries import families_of
 from jeeves_otel.registry import DATA, Registry, examine, profile_names
 from jeeves_otel.settings import VARIABLES, Settings, describe
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jeeves_otel.queries import Families
 
 try:
     import click
@@ -35,15 +43,21 @@ def main() -> None:
 @main.command()
 @click.argument("files", nargs=-1, metavar="[FILE]...")
 def check(files: tuple[str, ...]) -> None:
-    """Judge profiles and rules of redaction: every finding at once, each with place and way out.
+    """Judge profiles, objectives and rules of redaction: every finding at once, each with place and way out.
 
-    FILE is a profile of your own (YAML), the name of one in the package, or a file for JEEVES_OTEL_REDACTION; without
-    FILE the packaged ones are judged and the generated pages compared with the committed ones.
+    FILE is a profile of your own (YAML), the name of one in the package, objectives of your own, or a file for
+    JEEVES_OTEL_REDACTION; without FILE the packaged ones are judged and the generated pages compared with the committed
+    ones.
     """
     rules = [file for file in files if holds_rules(file)]
-    profiles = [file for file in files if file not in rules]
+    own = [file for file in files if file not in rules and objectives.holds_objectives(file)]
+    profiles = [file for file in files if file not in (*rules, *own)]
     registry, findings = checks.examine_all(profiles if files else profile_names())
     findings += [finding for file in rules for finding in read_rules(file)[1]]
+    if own:
+        findings += _examine_own(own)[1]
+    if not files:
+        findings += _specification(registry)[2]
     _print_findings(findings)
     failed = any(finding.level is Level.VIOLATION for finding in findings)
     if not files and not failed:
@@ -51,7 +65,7 @@ def check(files: tuple[str, ...]) -> None:
     if failed:
         sys.exit(1)
     promised = len([metric for metric in registry.metrics.values() if metric.profile != "internal"])
-    judged = f"{promised} metrics" if profiles or not files else "rules of redaction"
+    judged = f"{promised} metrics" if profiles or not files else "objectives" if own else "rules of redaction"
     click.echo(f"{', '.join(files) or 'packaged profiles'}: {judged}, no violation")
 
 
@@ -60,6 +74,7 @@ def check(files: tuple[str, ...]) -> None:
 def render(*, only_check: bool) -> None:
     """Write everything that is generated from the registry (in a checkout of the project)."""
     registry, findings = examine(profile_names())
+    findings = [*findings, *_specification(registry)[2]]
     if findings:
         _print_findings(findings)
         sys.exit(1)
@@ -69,10 +84,28 @@ def render(*, only_check: bool) -> None:
     if only_check:
         sys.exit(1 if _print_stale(registry) else 0)
     for path, text in _rendered(registry).items():
-        target = _ROOT / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8", newline="\n")
-        click.echo(path)
+        _write(_ROOT / path, text, path)
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False), metavar="FILE...")
+@click.option("--into", default=".", show_default=True, type=click.Path(file_okay=False), help="Folder to write into.")
+def rules(files: tuple[str, ...], into: str) -> None:
+    """Write rules for Prometheus, their tests for promtool, and runbooks, from objectives of your own.
+
+    FILE is YAML with `slos:` and `alerts:`; its `profile:` says whose metrics it speaks of.
+    """
+    promised, findings, families = _examine_own(files)
+    _print_findings(findings)
+    if any(finding.level is Level.VIOLATION for finding in findings):
+        sys.exit(1)
+    written = {
+        **generators.rules.files(promised),
+        **generators.rule_tests.files(promised, families),
+        **generators.runbooks.files(promised),
+    }
+    for path, text in written.items():
+        _write(Path(into) / path, text)
 
 
 @main.command("settings")
@@ -108,7 +141,28 @@ def demo(*, requests: int, seed: int, keep: bool, port: int, metrics_port: int, 
 
 
 def _rendered(registry: Registry) -> dict[str, str]:
-    return generators.render(registry, [(each.name, each.default, each.meaning) for each in VARIABLES])
+    promised, pages, _ = _specification(registry)
+    return generators.render(registry, promised, pages, [(each.name, each.default, each.meaning) for each in VARIABLES])
+
+
+def _examine_own(files: Sequence[str]) -> tuple[objectives.Objectives, list[Finding], Families]:
+    """Return what *files* promise, every finding about them and their profiles, and the families that they may ask."""
+    registry, findings = checks.examine_all(objectives.profiles_of(files))
+    promised, more = objectives.examine(registry, [Path(file) for file in files])
+    return promised, [*findings, *more], families_of(registry)
+
+
+def _write(target: Path, text: str, shown: str = "") -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(text, encoding="utf-8", newline="\n")
+    click.echo(shown or target)
+
+
+def _specification(registry: Registry) -> tuple[objectives.Objectives, tuple[dashboards.Dashboard, ...], list[Finding]]:
+    """Return what is promised on *registry*, the dashboards, and every finding about both."""
+    promised, findings = objectives.examine(registry)
+    pages, more = dashboards.examine(families_of(registry), promised)
+    return promised, pages, [*findings, *more]
 
 
 def _print_stale(registry: Registry) -> bool:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """List the generators and render all of them to ``{path: text}``; compare that with what is committed.
 
-In: the registry and the table of settings. Out: texts by path below the project's root. Nothing is written here.
+In: the registry, what is promised on it, and the table of settings. Out: texts by path below the project's root. Nothing is written here.
 """
 
 from __future__ import annotations
@@ -10,20 +10,30 @@ import difflib
 from typing import TYPE_CHECKING
 
 from jeeves_otel.content import kinds
-from jeeves_otel.generators import collector, docs
+from jeeves_otel.generators import collector, dashboards, docs, rule_tests, rules, runbooks
+from jeeves_otel.queries import families_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from jeeves_otel.dashboards import Dashboard
+    from jeeves_otel.objectives import Objectives
     from jeeves_otel.registry import Registry
 
 
-def render(registry: Registry, settings: Sequence[tuple[str, str, str]]) -> dict[str, str]:
+def render(
+    registry: Registry,
+    objectives: Objectives,
+    pages: Sequence[Dashboard],
+    settings: Sequence[tuple[str, str, str]],
+) -> dict[str, str]:
     """Return every generated file, ``{path: text}``, paths relative to the project's root.
 
     Args:
         registry: The packaged profiles.
+        objectives: What is promised about the service, and when somebody is told.
+        pages: The dashboards.
         settings: ``(variable, default, meaning)`` of every setting.
 
     Raises:
@@ -35,6 +45,10 @@ def render(registry: Registry, settings: Sequence[tuple[str, str, str]]) -> dict
         "docs/reference/settings.md": docs.settings_page(settings),
         "docs/reference/content.md": docs.content_page(kinds().values()),
         **collector.files(registry, kinds().values()),
+        **rules.files(objectives),
+        **rule_tests.files(objectives, families_of(registry)),
+        **runbooks.files(objectives),
+        **dashboards.files(pages),
     }
     if empty := [path for path, text in files.items() if not text.strip()]:
         raise ValueError(f"nothing was rendered for {', '.join(empty)}")

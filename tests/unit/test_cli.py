@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from jeeves_otel import generators
 from jeeves_otel.checks import examine_all
-from jeeves_otel.cli import main
+from jeeves_otel.cli import _specification, main
 from jeeves_otel.registry import profile_names
 from jeeves_otel.settings import VARIABLES
 
@@ -55,7 +55,10 @@ def test_advice_alone_does_not_fail_a_check(tmp_path: Path) -> None:
 def test_generated_pages_are_fresh() -> None:
     """What is committed is, byte for byte, what the registry renders."""
     registry, _ = examine_all(profile_names())
-    files = generators.render(registry, [(each.name, each.default, each.meaning) for each in VARIABLES])
+    promised, pages, _ = _specification(registry)
+    files = generators.render(
+        registry, promised, pages, [(each.name, each.default, each.meaning) for each in VARIABLES]
+    )
 
     assert generators.stale(files, ROOT) == {}
 

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turn ``data/dashboards/*.yaml`` into dashboards of panels whose queries a registry vouches for, or into findings.
+
+In: YAML files, the families that there are, and the objectives, whose records may be asked too. Out: `Dashboard` objects.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jeeves_otel.documents import did_you_mean, read
+from jeeves_otel.queries import Promql, read_query
+
+if TYPE_CHECKING:
+    from jeeves_otel.documents import Finding, Node
+    from jeeves_otel.objectives import Objectives, Slo
+    from jeeves_otel.queries import Families, Query
+
+FOLDER = Path(__file__).parent / "data" / "dashboards"
+KINDS = ("timeseries", "stat", "bargauge", "table")
+# Of Grafana's units, those that our metrics need.
+UNITS = ("short", "s", "bytes", "percentunit", "reqps", "ops")
+_PANEL_KEYS = (
+    "title",
+    "kind",
+    "unit",
+    "about",
+    "asks",
+    "width",
+    "slo",
+    "alerts",
+    "exemplars",
+    "thresholds",
+    "incident",
+    "missing",
+)
+_COLUMNS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One query of a panel, and what its lines are called."""
+
+    query: Query
+    legend: str
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One picture of a dashboard.
+
+    ``incident`` says that there is something to see only while something is wrong; ``missing`` names what brings its
+    source, if nothing does yet.
+    """
+
+    title: str
+    kind: str
+    unit: str
+    about: str
+    asks: tuple[Ask, ...]
+    width: int
+    slo: Slo | None
+    alerts: tuple[str, ...]
+    exemplars: bool
+    thresholds: tuple[tuple[str, float], ...]  # (colour, from), ascending
+    incident: bool
+    missing: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Panels below one heading."""
+
+    title: str
+    panels: tuple[Panel, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dashboard:
+    """One page of Grafana; ``name`` is its file and, behind ``jeeves-``, its uid."""
+
+    name: str
+    title: str
+    about: str
+    rows: tuple[Row, ...]
+
+
+def examine(families: Families, objectives: Objectives) -> tuple[tuple[Dashboard, ...], list[Finding]]:
+    """Return the dashboards, in the order of their names, and every finding."""
+    findings: list[Finding] = []
+    dashboards = []
+    for path in sorted(FOLDER.glob("*.yaml")):
+        root, document = read(path.read_text(encoding="utf-8"), f"dashboards/{path.name}")
+        top = root.fields(("title", "about", "rows"), required=("title", "about", "rows"))
+        rows = tuple(_row(node, families, objectives) for node in (top["rows"].items() if "rows" in top else ()))
+        title, about = (top[key].text() if key in top else "" for key in ("title", "about"))
+        dashboards.append(Dashboard(path.stem, title, about, rows))
+        findings += document.findings
+    return tuple(dashboards), findings
+
+
+def _row(node: Node, families: Families, objectives: Objectives) -> Row:
+    entry = node.fields(("title", "panels"), required=("title", "panels"))
+    panels = (_panel(each, families, objectives) for each in (entry["panels"].items() if "panels" in entry else ()))
+    return Row(entry["title"].text() if "title" in entry else "", tuple(panels))
+
+
+def _panel(node: Node, families: Families, objectives: Objectives) -> Panel:
+    entry = node.fields(_PANEL_KEYS, required=("title", "kind", "unit", "about", "asks"))
+    return Panel(
+        title=entry["title"].text() if "title" in entry else "",
+        kind=entry["kind"].choice(KINDS) if "kind" in entry else "timeseries",
+        unit=entry["unit"].choice(UNITS) if "unit" in entry else "short",
+        about=entry["about"].text() if "about" in entry else "",
+        asks=tuple(
+            _ask(each, families, objectives.records) for each in (entry["asks"].items() if "asks" in entry else ())
+        ),
+        width=entry["width"].whole(_COLUMNS) if "width" in entry else _COLUMNS // 2,
+        slo=_slo(entry.get("slo"), objectives),
+        alerts=tuple(_alert(each, objectives) for each in (entry["alerts"].items() if "alerts" in entry else ())),
+        exemplars=entry["exemplars"].truth() if "exemplars" in entry else False,
+        thresholds=tuple((colour, each.number()) for colour, each in entry["thresholds"].fields().items())
+        if "thresholds" in entry
+        else (),
+        incident=entry["incident"].truth() if "incident" in entry else False,
+        missing=entry["missing"].text() if "missing" in entry else "",
+    )
+
+
+def _ask(node: Node, families: Families, records: frozenset[str]) -> Ask:
+    entry = node.fields(("ask", "legend"), required=("ask",))
+    query = read_query(entry["ask"], families, records) if "ask" in entry else Promql("")
+    return Ask(query, entry["legend"].text() if "legend" in entry else "")
+
+
+def _slo(node: Node | None, objectives: Objectives) -> Slo | None:
+    if node is None:
+        return None
+    named = {slo.name: slo for slo in objectives.slos}
+    name = node.text()
+    if name not in named:
+        node.report("unknown-slo", f"there is no objective `{name}`", did_you_mean(name, named))
+    return named.get(name)
+
+
+def _alert(node: Node, objectives: Objectives) -> str:
+    name = node.text()
+    if name not in objectives.names:
+        node.report("unknown-alert", f"there is no alert `{name}`", did_you_mean(name, objectives.names))
+    return name

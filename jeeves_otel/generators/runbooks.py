@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turn objectives and alerts into runbooks: what an alert means, what it costs, what to ask, what to do, whom to wake.
+
+In: `Objectives`. Out: ``docs/runbooks/NAME.md``, one per alert, and an index of them. An annotation of each alert leads
+to its page.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from jeeves_otel.generators import rules
+from jeeves_otel.queries import pretty
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from jeeves_otel.objectives import Alert, Objectives, Runbook, Slo
+
+_HEADER = """<!-- Generated from jeeves_otel/data/objectives by `jeeves-otel render`.
+     Change the source and run that command; edits here are overwritten and fail CI. -->
+"""
+_PLACE = re.compile(r"\{\{ \$labels\.(\w+) \}\}")
+WINDOW = "5m"  # of the questions of a diagnosis
+
+
+def files(objectives: Objectives) -> dict[str, str]:
+    """Return the runbooks and their index, ``{path: text}``, paths relative to the project's root."""
+    pages = {
+        **{slo.alert: _page(slo.alert, _meaning_of_slo(slo), slo.runbook, slo.dashboard) for slo in objectives.slos},
+        **{
+            alert.name: _page(alert.name, _meaning(alert), alert.runbook, alert.dashboard)
+            for alert in objectives.alerts
+        },
+    }
+    return {
+        **{f"docs/runbooks/{name}.md": text for name, text in pages.items()},
+        "docs/runbooks/README.md": _index(objectives),
+    }
+
+
+def _page(name: str, meaning: Iterator[str], runbook: Runbook, dashboard: str) -> str:
+    lines = [
+        _HEADER,
+        f"# {name}",
+        "",
+        "## Meaning",
+        "",
+        *meaning,
+        "",
+        "## Impact",
+        "",
+        runbook.impact,
+        "",
+        "## Diagnosis",
+        "",
+    ]
+    for step in runbook.diagnosis:
+        lines += [step.say, "", "```promql", pretty(step.ask.promql(WINDOW)), "```", ""]
+    if dashboard:
+        lines += [f"The dashboard: <{rules.DASHBOARDS}/jeeves-{dashboard}>.", ""]
+    lines += ["## Mitigation", "", *(f"- {each}" for each in runbook.mitigation), ""]
+    lines += ["## Escalation", "", runbook.escalation]
+    return "\n".join(lines) + "\n"
+
+
+def _meaning_of_slo(slo: Slo) -> Iterator[str]:
+    yield f"{slo.meaning}"
+    yield f"Promised are {rules.plain(slo.objective)} % over {slo.period.text}; the alert fires while the budget burns too fast."
+    yield ""
+    yield "| tier | severity | more than | over | and over |"
+    yield "|---|---|---|---|---|"
+    for tier in slo.tiers:
+        share = rules.plain(slo.threshold(tier) * 100)
+        yield f"| {tier.name} | {tier.severity} | {share} % bad | {tier.long.text} | {tier.short.text} |"
+
+
+def _meaning(alert: Alert) -> Iterator[str]:
+    rule = rules.symptom_alert(alert)
+    yield f"{rule['annotations']['summary']}. Severity: {alert.severity}."
+    yield ""
+    yield "```promql"
+    yield rule["expr"]
+    yield "```"
+    if alert.for_.text:
+        yield ""
+        yield f"It must be so for {alert.for_.text} before anybody is told."
+
+
+def _index(objectives: Objectives) -> str:
+    lines = [
+        _HEADER,
+        "# Runbooks",
+        "",
+        "One page per alert; the alert links to it.",
+        "",
+        "| alert | severity | what it says |",
+        "|---|---|---|",
+    ]
+    for slo in objectives.slos:
+        severities = "/".join(dict.fromkeys(tier.severity for tier in slo.tiers))
+        lines.append(f"| [{slo.alert}]({slo.alert}.md) | {severities} | {slo.title}: the error budget burns too fast |")
+    for alert in objectives.alerts:
+        summary = _PLACE.sub(r"(\1)", rules.symptom_alert(alert)["annotations"]["summary"])
+        lines.append(f"| [{alert.name}]({alert.name}.md) | {alert.severity} | {summary} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,507 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turn a query of the specification (a rate, a share, a quantile, a level) into PromQL that a registry vouches for.
+
+In: a YAML node such as ``{share: jeeves_llm_calls_total, bad: {status: error}}`` and the families that there are. Out: a
+`Query`, which writes itself for any window, or a finding for every name, label, value or bound that nobody promises.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from jeeves_otel.documents import Finding, did_you_mean, read
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    import promql_parser
+
+    from jeeves_otel.documents import Node, Place
+    from jeeves_otel.registry import Registry
+
+Conditions = tuple[tuple[str, tuple[str, ...]], ...]  # (label, accepted values), in file order
+
+_FOREIGN = Path(__file__).parent / "data" / "foreign.yaml"
+AGGREGATES = ("sum", "max", "min", "avg", "count")
+# What a scrape, remote write and Prometheus itself put on every series.
+_TARGET_LABELS = ("job", "instance", "le", "alertname", "alertstate")
+_PARTS = ("_bucket", "_count", "_sum")
+_OF_COUNTERS = ("rate", "irate", "increase", "resets")
+_DURATION = re.compile(r"(\d+)(ms|s|m|h|d|w|y)")
+_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800, "y": 31_536_000}
+
+
+class Duration(NamedTuple):
+    """A length of time as Prometheus writes it, such as ``5m`` or ``1h30m``; ``seconds`` > 0."""
+
+    text: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What a query may ask: one family with its labels, ``{label: closed values, or ()}``, and bounds of a histogram."""
+
+    name: str
+    type: str
+    labels: Mapping[str, tuple[str, ...]]
+    buckets: tuple[float, ...] = ()
+
+
+Families = dict[str, Family]
+
+
+class Query(Protocol):
+    """One question, for any window."""
+
+    @property
+    def by(self) -> tuple[str, ...]:
+        """The labels of the answer."""
+
+    def promql(self, window: str) -> str:
+        """Return the expression; *window* is a duration, or a variable of a dashboard."""
+
+
+def families_of(registry: Registry) -> Families:
+    """Return every family that *registry* promises, and those of others, by name."""
+    return foreign_families() | {
+        metric.name: Family(
+            metric.name,
+            metric.type,
+            MappingProxyType({label.name: label.values for label in metric.labels}),
+            metric.buckets,
+        )
+        for metric in registry.metrics.values()
+    }
+
+
+@cache
+def foreign_families() -> Families:
+    """Return the families of others that may be asked; see ``data/foreign.yaml``."""
+    root, document = read(_FOREIGN.read_text(encoding="utf-8"), _FOREIGN.name)
+    families = {}
+    for name, node in root.fields(("metrics",))["metrics"].fields().items():
+        entry = node.fields(("type", "labels"), required=("type", "labels"))
+        labels = dict.fromkeys(entry["labels"].texts(), ())
+        families[name] = Family(name, entry["type"].choice(("counter", "gauge")), MappingProxyType(labels))
+    if document.findings:  # a mistake of ours, which a test would have seen
+        raise ValueError("\n".join(map(str, document.findings)))
+    return families
+
+
+def duration(node: Node) -> Duration:
+    """Return the length of time that is written at *node*; anything else is a finding, and one second."""
+    text = node.text()
+    parts = _DURATION.findall(text)
+    seconds = sum(int(number) * _SECONDS[unit] for number, unit in parts)
+    if text and (not seconds or "".join(chain.from_iterable(parts)) != text):
+        node.report("not-a-duration", f"`{text}` is not a length of time", "write it as 15s, 5m, 1h30m or 30d")
+    return Duration(text, seconds or 1.0)
+
+
+def exactly(number: float) -> str:
+    """Return *number* as a pattern that finds it in ``le``: scraped it is written 5.0, pushed 5.
+
+    Source: prometheus/prometheus#12984; Prometheus 2 keeps what it is given.
+    """
+    if number == int(number):
+        return rf"{int(number)}(\.0)?"
+    return re.escape(repr(number))
+
+
+# ---- shapes ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How often something happens, in events per second."""
+
+    family: str
+    where: Conditions = ()
+    by: tuple[str, ...] = ()
+
+    def promql(self, window: str) -> str:
+        """Return ``sum by (…) (rate(…))``."""
+        return _rate(self.family, window, self.by, where=self.where)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The share of events that are bad; those *excluded* count neither way. No events, no answer."""
+
+    family: str
+    bad: Conditions
+    excluded: Conditions = ()
+    by: tuple[str, ...] = ()
+
+    def promql(self, window: str) -> str:
+        """Return bad events over all; 0 where nothing bad has ever happened, nothing where nothing happens."""
+        return f"({self.bad_rate(window)}) / ({self.total_rate(window)} > 0)"
+
+    def bad_rate(self, window: str) -> str:
+        """Return bad events per second; 0 where their series does not exist."""
+        return f"{_rate(self.family, window, self.by, where=self.bad)} or 0 * {self.total_rate(window)}"
+
+    def bad_events(self, window: str) -> str:
+        """Return how many events were bad; nothing where none ever was."""
+        return _rate(self.family, window, self.by, where=self.bad).replace("rate(", "increase(", 1)
+
+    def total_rate(self, window: str) -> str:
+        """Return events per second, without those excluded."""
+        return _rate(self.family, window, self.by, without=self.excluded)
+
+
+@dataclass(frozen=True, slots=True)
+class Slower:
+    """The share of observations above a bound of the histogram. No observations, no answer."""
+
+    family: str
+    than: float
+    where: Conditions = ()
+    by: tuple[str, ...] = ()
+
+    def promql(self, window: str) -> str:
+        """Return the observations above the bound over all."""
+        return f"({self.bad_rate(window)}) / ({self.total_rate(window)} > 0)"
+
+    def bad_rate(self, window: str) -> str:
+        """Return observations above the bound per second."""
+        within = _rate(f"{self.family}_bucket", window, self.by, where=self.where, le=exactly(self.than))
+        return f"{self.total_rate(window)} - {within}"
+
+    def bad_events(self, window: str) -> str:
+        """Return how many observations were above the bound."""
+        return f"({self.bad_rate(window)})".replace("rate(", "increase(")
+
+    def total_rate(self, window: str) -> str:
+        """Return observations per second."""
+        return _rate(f"{self.family}_count", window, self.by, where=self.where)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantile:
+    """A quantile of a histogram, 0 < q < 1, in the unit of the histogram."""
+
+    family: str
+    q: float
+    where: Conditions = ()
+    by: tuple[str, ...] = ()
+
+    def promql(self, window: str) -> str:
+        """Return ``histogram_quantile`` over the buckets of all instances."""
+        buckets = _rate(f"{self.family}_bucket", window, ("le", *self.by), where=self.where)
+        return f"histogram_quantile({self.q:g}, {buckets})"
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """The mean of what a histogram observed, in its unit."""
+
+    family: str
+    where: Conditions = ()
+    by: tuple[str, ...] = ()
+
+    def promql(self, window: str) -> str:
+        """Return the sum over the count; nothing where nothing was observed."""
+        total = _rate(f"{self.family}_sum", window, self.by, where=self.where)
+        count = _rate(f"{self.family}_count", window, self.by, where=self.where)
+        return f"{total} / ({count} > 0)"
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """What a gauge shows now, over all instances."""
+
+    family: str
+    aggregate: str = "sum"
+    where: Conditions = ()
+    by: tuple[str, ...] = ()
+
+    def promql(self, window: str) -> str:
+        """Return the aggregated gauge; a window has no part in it."""
+        return f"{self.aggregate}{_by(self.by)} ({self.family}{_braces(self.where)})"
+
+
+@dataclass(frozen=True, slots=True)
+class Promql:
+    """What no shape says, as it is written; ``$window`` stands for the window."""
+
+    text: str
+    by: tuple[str, ...] = ()
+
+    def promql(self, window: str) -> str:
+        """Return the text with its window."""
+        return self.text.replace("$window", window)
+
+
+def _by(labels: tuple[str, ...]) -> str:
+    return f" by ({', '.join(labels)})" if labels else ""
+
+
+def _rate(
+    family: str, window: str, by: tuple[str, ...], *, where: Conditions = (), without: Conditions = (), le: str = ""
+) -> str:
+    return f"sum{_by(by)} (rate({family}{_braces(where, without, le)}[{window}]))"
+
+
+def _braces(where: Conditions, without: Conditions = (), le: str = "") -> str:
+    matchers = [_matcher(label, values, "=") for label, values in where]
+    matchers += [_matcher(label, values, "!") for label, values in without]
+    matchers += ['le=~"' + le.replace("\\", "\\\\") + '"'] if le else []
+    return "{" + ", ".join(matchers) + "}" if matchers else ""
+
+
+def _matcher(label: str, values: tuple[str, ...], sign: str) -> str:
+    if len(values) == 1:
+        return f"{label}{'=' if sign == '=' else '!='}{_quoted(values[0])}"
+    return f"{label}{sign}~{_quoted('|'.join(re.escape(value) for value in values))}"
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """The fields of one query, read with the families that there are."""
+
+    node: Node
+    fields: Mapping[str, Node]
+    families: Families
+    shape: str
+    types: tuple[str, ...]
+    unknown: Family = field(default=Family("", "", MappingProxyType({})))
+
+    def family(self) -> Family:
+        """Return the family that is asked; an unknown one, or one of another type, is a finding."""
+        node = self.fields[self.shape]
+        name = node.text()
+        found = self.families.get(name)
+        if found is None:
+            if name:
+                node.report("unknown-metric", f"nobody promises `{name}`", did_you_mean(name, self.families))
+            return self.unknown
+        if found.type not in self.types:
+            hint = f"`{self.shape}` asks a {' or a '.join(self.types)}"
+            node.report("wrong-type", f"{name} is a {found.type}", hint)
+            return self.unknown
+        return found
+
+    def conditions(self, key: str, family: Family) -> Conditions:
+        """Return the labels and values at *key*; what the family does not have is a finding."""
+        if key not in self.fields:
+            return ()
+        read = []
+        for label, node in self.fields[key].fields().items():
+            values = node.texts()
+            if not values:
+                node.report("no-value", f"no value of `{label}` is named", f"write `{label}: value`, or a list")
+            if family is not self.unknown:
+                _judge_values(node, family, label, values)
+            read.append((label, values))
+        return tuple(read)
+
+    def by(self, family: Family) -> tuple[str, ...]:
+        """Return the labels of the answer; one that the family does not have is a finding."""
+        if "by" not in self.fields:
+            return ()
+        read = []
+        for node in self.fields["by"].items():
+            label = node.text()
+            if family is not self.unknown and label not in (*family.labels, "job", "instance"):
+                node.report(
+                    "unknown-label", f"{family.name} has no label `{label}`", did_you_mean(label, family.labels)
+                )
+            read.append(label)
+        return tuple(read)
+
+
+def _judge_values(node: Node, family: Family, label: str, values: tuple[str, ...]) -> None:
+    if label not in family.labels:
+        node.report("unknown-label", f"{family.name} has no label `{label}`", did_you_mean(label, family.labels))
+        return
+    closed = family.labels[label]
+    for value in values:
+        if closed and value not in closed:
+            hint = did_you_mean(value, closed)
+            node.report("unknown-value", f"{label} of {family.name} is never `{value}`", hint)
+
+
+def read_query(node: Node, families: Families, records: Iterable[str] = ()) -> Query:
+    """Return the query at *node*; everything that no family promises is a finding.
+
+    Args:
+        node: A mapping with one key of a shape: rate, share, slower, quantile, mean, level, promql.
+        families: What may be asked.
+        records: Names of recording rules, which `promql` may ask too.
+    """
+    fields = node.fields()
+    shapes = [key for key in fields if key in _SHAPES]
+    if len(shapes) != 1:
+        node.report("no-query", "a query has one shape", f"write one of {', '.join(_SHAPES)}")
+        return Promql("")
+    shape = shapes[0]
+    types, known, required, build = _SHAPES[shape]
+    reader = _Reader(node, node.fields((shape, *known), required), families, shape, types)
+    if shape == "promql":
+        return _read_promql(reader, families, records)
+    return build(reader, reader.family())
+
+
+def _read_share(reader: _Reader, family: Family) -> Query:
+    bad, excluded = (reader.conditions(key, family) for key in ("bad", "excluded"))
+    if not bad and "bad" in reader.fields:
+        reader.fields["bad"].report("no-value", "nothing is bad", "write which label says so: `bad: {status: error}`")
+    return Share(family.name, bad, excluded, reader.by(family))
+
+
+def _read_slower(reader: _Reader, family: Family) -> Query:
+    than = reader.fields["than"].number() if "than" in reader.fields else 0.0
+    if "than" in reader.fields and family.buckets and than not in family.buckets:
+        hint = f"take one of {', '.join(f'{bound:g}' for bound in family.buckets)}: between bounds nothing is known"
+        reader.fields["than"].report("not-a-bound", f"{than:g} is no bound of {family.name}", hint)
+    return Slower(family.name, than, reader.conditions("where", family), reader.by(family))
+
+
+def _read_quantile(reader: _Reader, family: Family) -> Query:
+    q = reader.fields["q"].number() if "q" in reader.fields else 0.5
+    if not 0 < q < 1:
+        reader.fields["q"].report("not-a-quantile", f"{q:g} is no quantile", "write a number between 0 and 1")
+    return Quantile(family.name, q, reader.conditions("where", family), reader.by(family))
+
+
+def _read_level(reader: _Reader, family: Family) -> Query:
+    aggregate = reader.fields["aggregate"].choice(AGGREGATES) if "aggregate" in reader.fields else "sum"
+    return Level(family.name, aggregate, reader.conditions("where", family), reader.by(family))
+
+
+def _read_promql(reader: _Reader, families: Families, records: Iterable[str]) -> Query:
+    node = reader.fields["promql"]
+    text = node.text().strip()
+    for finding in findings(text, families, records, node.where):
+        node.report(finding.id, finding.message, finding.hint)
+    return Promql(text, reader.fields["by"].texts() if "by" in reader.fields else ())
+
+
+_Build = "Callable[[_Reader, Family], Query]"
+_SHAPES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], Callable[[_Reader, Family], Query]]] = {
+    # shape: (types of family, further keys, required keys, how it is built)
+    "rate": (
+        ("counter",),
+        ("where", "by"),
+        (),
+        lambda reader, family: Rate(family.name, reader.conditions("where", family), reader.by(family)),
+    ),
+    "share": (("counter",), ("bad", "excluded", "by"), ("bad",), _read_share),
+    "slower": (("histogram",), ("than", "where", "by"), ("than",), _read_slower),
+    "quantile": (("histogram",), ("q", "where", "by"), ("q",), _read_quantile),
+    "mean": (
+        ("histogram",),
+        ("where", "by"),
+        (),
+        lambda reader, family: Mean(family.name, reader.conditions("where", family), reader.by(family)),
+    ),
+    "level": (("gauge",), ("aggregate", "where", "by"), (), _read_level),
+    "promql": ((), ("by",), (), lambda _reader, _family: Promql("")),
+}
+
+
+# ---- judging PromQL --------------------------------------------------------------------------------------------------
+
+
+def pretty(expression: str) -> str:
+    """Return *expression* over several lines where it is long, as Prometheus would format it.
+
+    Raises:
+        ValueError: It is not PromQL.
+    """
+    import promql_parser  # noqa: PLC0415 - only `check` and `render` need it
+
+    return "\n".join(line.rstrip() for line in promql_parser.parse(expression).prettify().splitlines())
+
+
+def findings(text: str, families: Families, records: Iterable[str], where: Place) -> list[Finding]:
+    """Return what is wrong with *text*: no PromQL, names and labels that nobody promises, an exact ``le``, a misused type."""
+    import promql_parser  # noqa: PLC0415 - as above
+
+    expression = re.sub(r"\$\w+|\$\{\w+\}", "5m", text)
+    try:
+        parsed = promql_parser.parse(expression)
+        promql_parser.parse(f"({expression}) > 0")  # which a number, a text or a range cannot be asked
+    except ValueError as error:
+        return [Finding("promql-syntax", where, f"this is not PromQL: {error}", "mend the expression")]
+    found: list[Finding] = []
+    for selector, function in _selectors(parsed):
+        found += _judge_selector(selector, function, families, frozenset(records), where)
+    return found
+
+
+def _selectors(parsed: object, function: str = "") -> Iterator[tuple[promql_parser.VectorSelector, str]]:
+    """Yield every selector of *parsed* with the function that it is the argument of."""
+    import promql_parser as parser  # noqa: PLC0415 - as above
+
+    if isinstance(parsed, parser.VectorSelector):
+        yield parsed, function
+    elif isinstance(parsed, parser.MatrixSelector):
+        yield parsed.vector_selector, function
+    elif isinstance(parsed, parser.Call):
+        for argument in parsed.args:
+            yield from _selectors(argument, parsed.func.name)
+    elif isinstance(parsed, parser.BinaryExpr):
+        yield from chain(_selectors(parsed.lhs), _selectors(parsed.rhs))
+    elif hasattr(parsed, "expr"):  # parentheses, aggregations, minus, subqueries
+        yield from _selectors(parsed.expr, function if isinstance(parsed, parser.ParenExpr) else "")
+
+
+def _judge_selector(
+    selector: promql_parser.VectorSelector, function: str, families: Families, records: frozenset[str], where: Place
+) -> Iterator[Finding]:
+    name = selector.name or ""
+    if name in records or name in {"ALERTS", "up"}:
+        return
+    family = _family(name, families)
+    if family is None:
+        hint = did_you_mean(name, [*families, *records])
+        yield Finding("unknown-metric", where, f"nobody promises `{name}`", hint)
+        return
+    is_counter = family.type == "counter" or (family.type == "histogram" and name != family.name)
+    if function in _OF_COUNTERS and not is_counter:
+        yield Finding(
+            "wrong-type", where, f"{name} is a {family.type}, of which {function} says nothing", "ask it as it is"
+        )
+    for matcher in selector.matchers.matchers:
+        yield from _judge_matcher(matcher, family, where)
+
+
+def _judge_matcher(matcher: promql_parser.Matcher, family: Family, where: Place) -> Iterator[Finding]:
+    label, value = matcher.name, matcher.value
+    exact = str(matcher.op) in {"MatchOp.Equal", "MatchOp.NotEqual"}
+    if label == "le" and exact and value != "+Inf":
+        hint = r'write le=~"5(\\.0)?": scraped it is 5.0, pushed 5'
+        yield Finding("exact-le", where, f'le="{value}" finds one of two spellings', hint)
+    elif label not in (*family.labels, *_TARGET_LABELS):
+        yield Finding(
+            "unknown-label", where, f"{family.name} has no label `{label}`", did_you_mean(label, family.labels)
+        )
+    elif exact and family.labels.get(label) and value not in family.labels[label]:
+        hint = did_you_mean(value, family.labels[label])
+        yield Finding("unknown-value", where, f"{label} of {family.name} is never `{value}`", hint)
+
+
+def _family(name: str, families: Families) -> Family | None:
+    if name in families:
+        return families[name]
+    for part in _PARTS:
+        family = families.get(name.removesuffix(part)) if name.endswith(part) else None
+        if family is not None and family.type == "histogram":
+            return family
+    return None

@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the rule files are made of, and that each rule in them is played."""
+
+from __future__ import annotations
+
+import json
+import re
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from jeeves_otel.cli import main
+from jeeves_otel.generators import rule_tests, rules
+from jeeves_otel.objectives import FOLDER, Objectives, examine
+from jeeves_otel.queries import families_of
+from jeeves_otel.registry import load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+REGISTRY = load()
+OBJECTIVES, FINDINGS = examine(REGISTRY)
+RULES = {name: yaml.safe_load(text) for name, text in rules.files(OBJECTIVES).items()}
+TESTS = {name: yaml.safe_load(text) for name, text in rule_tests.files(OBJECTIVES, families_of(REGISTRY)).items()}
+EVERY_RULE = [rule for file in RULES.values() for group in file["groups"] for rule in group["rules"]]
+ASSERTIONS = [each for file in TESTS.values() for test in file["tests"] for each in test.get("promql_expr_test", ())]
+TOLD = [each for file in TESTS.values() for test in file["tests"] for each in test.get("alert_rule_test", ())]
+
+
+def _own(text: str, tmp_path: Path) -> tuple[Objectives, list[str]]:
+    path = tmp_path / "own.yaml"
+    path.write_text(text, encoding="utf-8")
+    found, findings = examine(REGISTRY, [path])
+    return found, [finding.id for finding in findings]
+
+
+def test_the_packaged_objectives_have_no_findings() -> None:
+    """Every metric, label, value and bound that they name is promised by the profile."""
+    assert [] == FINDINGS
+
+
+def test_the_seeds_objectives_and_alerts_are_there_under_their_names() -> None:
+    """What teams were promised keeps its name."""
+    assert {"pipeline_success_rate", "pipeline_latency_p99", "llm_availability", "database_availability"} <= {
+        slo.name for slo in OBJECTIVES.slos
+    }
+    assert {"HighErrorRate", "HighLatency", "LLMProviderDown", "DatabasePoolExhaustion", "HighInterruptRate"} <= {
+        alert.name for alert in OBJECTIVES.alerts
+    }
+
+
+@pytest.mark.parametrize("rule", [rule for rule in EVERY_RULE if "alert" in rule], ids=lambda rule: rule["alert"])
+def test_every_alert_has_a_firing_and_a_silent_case(rule: dict[str, Any]) -> None:
+    """A rule that nobody has seen fire, or stay silent, is a guess."""
+    labels = {key: value for key, value in rule["labels"].items() if key in {"slo", "tier"}}
+    of_it = [
+        each
+        for each in ASSERTIONS
+        if f'alertname="{rule["alert"]}"' in each["expr"]
+        and all(f'{key}="{value}"' in each["expr"] for key, value in labels.items())
+    ]
+
+    assert [] != [each for each in of_it if each["exp_samples"]]
+    assert [] != [each for each in of_it if not each["exp_samples"]] or rule["alert"] == "Watchdog"
+
+
+@pytest.mark.parametrize("rule", [rule for rule in EVERY_RULE if "alert" in rule], ids=lambda rule: rule["alert"])
+def test_what_every_alert_says_is_read_by_a_test(rule: dict[str, Any]) -> None:
+    """A template that is misspelt shows an empty text, at night."""
+    told = [alert for each in TOLD if each["alertname"] == rule["alert"] for alert in each["exp_alerts"]]
+    same = [each for each in told if rule["labels"].items() <= each["exp_labels"].items()]
+
+    assert [] != same
+    assert set(rule["annotations"]) == set(same[0]["exp_annotations"])
+    assert [] == [text for text in same[0]["exp_annotations"].values() if "{{" in text or "<" in text]
+
+
+@pytest.mark.parametrize("rule", [rule for rule in EVERY_RULE if "record" in rule], ids=lambda rule: rule["record"])
+def test_every_recording_rule_has_a_test(rule: dict[str, Any]) -> None:
+    """Its value is asked for the objective that it belongs to."""
+    asked = f'{rule["record"]}{{slo="{rule["labels"]["slo"]}"}}'
+
+    assert [] != [each for each in ASSERTIONS if asked in each["expr"]]
+
+
+def test_records_have_the_names_that_queries_may_ask() -> None:
+    """No dashboard asks what nobody records."""
+    assert OBJECTIVES.records == {rule["record"] for rule in EVERY_RULE if "record" in rule}
+
+
+def test_thresholds_are_exact_decimals() -> None:
+    """One minus 0.995 is not 0.005 in binary."""
+    numbers = {number for rule in EVERY_RULE for number in re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])", rule["expr"])}
+
+    assert [] == [number for number in numbers if len(number) > len("0.0072")]
+    assert {"0.1", "0.072", "0.03", "0.015", "0.005"} <= numbers
+    assert Decimal("0.005") == OBJECTIVES.slos[0].budget
+
+
+def test_no_expression_compares_le_with_one_spelling() -> None:
+    """Scraped, a bound of five is written 5.0; pushed, it is 5."""
+    assert [] == [rule["expr"] for rule in EVERY_RULE if re.search(r'le="(?!\+Inf)', rule["expr"])]
+
+
+def test_an_objective_of_a_user_gives_its_rules_and_their_tests(tmp_path: Path) -> None:
+    """A few lines of YAML are enough."""
+    found, findings = _own(
+        """
+slos:
+  tool_success:
+    title: Tools
+    alert: ToolErrorBudgetBurn
+    objective: 98
+    sli: {share: jeeves_tool_calls_total, bad: {status: error}}
+    runbook: {impact: Agents fail., diagnosis: [], mitigation: [], escalation: Us.}
+""",
+        tmp_path,
+    )
+    names = [
+        rule.get("alert")
+        for group in yaml.safe_load(rules.files(found)["collector/rules/slos.yaml"])["groups"]
+        for rule in group["rules"]
+    ]
+
+    assert [] == findings
+    assert 5 == names.count("ToolErrorBudgetBurn")
+    assert {"tests/rules/slos.yaml", "tests/rules/slos-slow.yaml", "tests/rules/slos-long.yaml"} == set(
+        rule_tests.files(found, families_of(REGISTRY))
+    )
+
+
+@pytest.mark.parametrize(
+    ("sli", "finding"),
+    [
+        ("{share: jeeves_tool_call_total, bad: {status: error}}", "unknown-metric"),
+        ("{share: jeeves_tool_calls_total, bad: {state: error}}", "unknown-label"),
+        ("{share: jeeves_tool_calls_total, bad: {status: failed}}", "unknown-value"),
+        ("{share: jeeves_tool_duration_seconds, bad: {status: error}}", "wrong-type"),
+        ("{slower: jeeves_tool_duration_seconds, than: 3}", "not-a-bound"),
+        ("{share: jeeves_tool_calls_total, bda: {status: error}}", "unknown-key"),
+        ("{rate: jeeves_tool_calls_total}", "not-an-sli"),
+        ("{}", "no-query"),
+    ],
+)
+def test_an_objective_about_what_nobody_promises_is_a_finding(sli: str, finding: str, tmp_path: Path) -> None:
+    """A dead rule is found before it is deployed."""
+    _, findings = _own(
+        f"""
+slos:
+  tool_success:
+    title: Tools
+    alert: ToolErrorBudgetBurn
+    objective: 98
+    sli: {sli}
+    runbook: {{impact: Agents fail., diagnosis: [], mitigation: [], escalation: Us.}}
+""",
+        tmp_path,
+    )
+
+    assert finding in findings
+
+
+def test_a_tier_that_could_never_fire_is_a_finding(tmp_path: Path) -> None:
+    """Twenty times a budget of a tenth is more than everything."""
+    _, findings = _own(
+        """
+slos:
+  tool_success:
+    title: Tools
+    alert: ToolErrorBudgetBurn
+    objective: 90
+    sli: {share: jeeves_tool_calls_total, bad: {status: error}}
+    runbook: {impact: Agents fail., diagnosis: [], mitigation: [], escalation: Us.}
+""",
+        tmp_path,
+    )
+
+    assert ["unfirable-tier", "unfirable-tier"] == findings
+
+
+@pytest.mark.parametrize(
+    ("query", "finding"),
+    [
+        ("sum(rate(jeeves_pipeline_executions_total[5m])", "promql-syntax"),
+        ("rate(jeeves_pipelines_total[5m])", "unknown-metric"),
+        ('rate(jeeves_pipeline_executions_total{outcome="error"}[5m])', "unknown-label"),
+        ('rate(jeeves_pipeline_executions_total{status="failed"}[5m])', "unknown-value"),
+        ('rate(jeeves_pipeline_duration_seconds_bucket{le="5"}[5m])', "exact-le"),
+        ("rate(jeeves_db_pool_size[5m])", "wrong-type"),
+    ],
+)
+def test_an_expression_that_can_not_be_right_is_a_finding(query: str, finding: str, tmp_path: Path) -> None:
+    """What is written out is judged like what is generated."""
+    _, findings = _own(
+        f"""
+alerts:
+  Own:
+    severity: info
+    query: {{promql: '{query}'}}
+    summary: S
+    description: D
+    runbook: {{impact: I, diagnosis: [], mitigation: [], escalation: E}}
+    cases: {{fires: {{series: {{}}}}, silent: {{series: {{}}}}}}
+""",
+        tmp_path,
+    )
+
+    assert [finding] == findings
+
+
+def test_an_alert_that_is_written_out_must_bring_its_cases(tmp_path: Path) -> None:
+    """Nobody can make up what it should fire at."""
+    _, findings = _own(
+        """
+alerts:
+  Own:
+    severity: info
+    query: {promql: jeeves_db_pool_size}
+    summary: S
+    description: D
+    runbook: {impact: I, diagnosis: [], mitigation: [], escalation: E}
+""",
+        tmp_path,
+    )
+
+    assert ["untested-alert"] == findings
+
+
+def _mutations() -> list[tuple[str, str]]:
+    """Return ``(place, text)``: the packaged file with one value after another taken away, or replaced by what it is not."""
+    whole = yaml.safe_load((FOLDER / "jeeves.yaml").read_text(encoding="utf-8"))
+    kept = {"slos": {"pipeline_latency_p99"}, "alerts": {"HighLatency", "DatabasePoolExhaustion", "LLMProviderDown"}}
+    for section, names in kept.items():
+        whole[section] = {name: value for name, value in whole[section].items() if name in names}
+    made = []
+    for path in _paths(whole):
+        for wrong in (None, [], "nonsense", -1):
+            copy = json.loads(json.dumps(whole))
+            owner = copy
+            for step in path[:-1]:
+                owner = owner[step]
+            owner[path[-1]] = wrong
+            made.append((f"{path} {wrong!r}", yaml.safe_dump(copy)))
+    return made
+
+
+def _paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if path:
+        yield path
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield from _paths(child, (*path, key))
+
+
+def test_a_file_of_a_user_never_breaks_the_reader(tmp_path: Path) -> None:
+    """Whatever stands where, it is read to its end; and nothing that has no finding fails to be written."""
+    quiet = []
+    for place, text in _mutations():
+        found, findings = _own(text, tmp_path)
+        if not findings:
+            quiet.append(place)
+            rules.files(found)
+            rule_tests.files(found, families_of(REGISTRY))
+
+    assert len(quiet) < len(_mutations()) / 3
+
+
+def test_the_command_writes_what_promtool_then_runs(tmp_path: Path) -> None:
+    """From a file of one's own to rules, tests and runbooks in a folder of one's own."""
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "slos:\n  tool_success:\n    title: Tools\n    alert: ToolErrorBudgetBurn\n    objective: 98\n"
+        "    sli: {share: jeeves_tool_calls_total, bad: {status: error}}\n"
+        "    runbook: {impact: Agents fail., diagnosis: [], mitigation: [], escalation: Us.}\n",
+        encoding="utf-8",
+    )
+    judged = CliRunner().invoke(main, ["check", str(own)])
+    written = CliRunner().invoke(main, ["rules", str(own), "--into", str(tmp_path / "out")])
+
+    assert (0, f"{own}: objectives, no violation\n") == (judged.exit_code, judged.output)
+    assert (0, 6) == (written.exit_code, len(written.output.splitlines()))
+    assert (tmp_path / "out/docs/runbooks/ToolErrorBudgetBurn.md").is_file()
+
+
+def test_the_command_reports_every_finding_and_writes_nothing(tmp_path: Path) -> None:
+    """Half a set of rules is worse than none."""
+    own = tmp_path / "own.yaml"
+    own.write_text("slos:\n  a: {objective: 98}\nalerts:\n  b: {}\n", encoding="utf-8")
+    written = CliRunner().invoke(main, ["rules", str(own), "--into", str(tmp_path / "out")])
+
+    assert 1 == written.exit_code
+    assert {"missing-key", "alert-name"} == set(re.findall(r"\[([\w-]+)\]", written.output))
+    assert not (tmp_path / "out").exists()

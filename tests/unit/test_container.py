@@ -20,6 +20,7 @@ from jeeves_otel.checks import load_checked
 from jeeves_otel.demo.parts import PROMETHEUS_FLAGS
 from jeeves_otel.generators import render
 from jeeves_otel.generators.collector import VARIABLES as COLLECTOR_VARIABLES
+from jeeves_otel.objectives import examine
 from jeeves_otel.registry import profile_names
 from jeeves_otel.settings import VARIABLES
 
@@ -317,7 +318,8 @@ def test_the_image_of_the_collector_runs_as_the_user_that_owns_the_queue() -> No
 
 def test_the_users_file_is_never_rendered_and_says_nothing() -> None:
     """What is in it is the user's, so it is nobody's output, and empty to begin with."""
-    rendered = render(load_checked(profile_names()), [])
+    registry = load_checked(profile_names())
+    rendered = render(registry, examine(registry)[0], (), [])
 
     assert "collector/extras.yaml" not in rendered
     assert yaml.safe_load((ROOT / "collector/extras.yaml").read_text(encoding="utf-8")) is None

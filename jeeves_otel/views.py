@@ -50,11 +50,7 @@ def needed_attributes(registry: Registry) -> dict[str, set[str]]:
 
 
 def _bounds(instrument: Instrument, registry: Registry, *, keep_semconv: bool) -> list[float]:
-    bounds = set(instrument.bounds) if keep_semconv else set()
-    for metric in registry.metrics.values():
-        if any(source.instrument == instrument.name and source.take == "histogram" for source in metric.sources):
-            bounds.update(metric.buckets)
-    return sorted(bounds)
+    return sorted({*registry.bounds_needed(instrument.name), *(instrument.bounds if keep_semconv else ())})
 
 
 def _view(form: Form, keys: set[str], bounds: list[float], unit: str) -> View:

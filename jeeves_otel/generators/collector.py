@@ -11,6 +11,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from jeeves_otel.generators import translation
+from jeeves_otel.registry import TRANSLATED, load
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
@@ -77,6 +80,7 @@ def files(registry: Registry, kinds: Iterable[Kind]) -> dict[str, str]:
     """Return every generated file of the Collector, ``{path: text}``, paths relative to the project's root."""
     kinds = tuple(kinds)
     parts = {
+        **_translation(load()),  # what a user's own file adds is for `jeeves-otel collector`
         "@content@": "\n".join(_statements(kinds)),
         "@labels@": "\n".join(
             f"      - {name}" for name in _labels(registry, {key for kind in kinds for key in kind.cut})
@@ -84,6 +88,23 @@ def files(registry: Registry, kinds: Iterable[Kind]) -> dict[str, str]:
     }
     rendered = {f"collector/{name}": _filled(name, text, parts) for name, text in _templates()}
     return {**rendered, "docs/reference/collector.md": _page()}
+
+
+def overlay(registry: Registry) -> str:
+    """Return the overlay ``translation.yaml`` for the views of *registry*."""
+    template = dict(_templates())["translation.yaml"]
+    return _filled("translation.yaml", template, _translation(registry))
+
+
+def _translation(registry: Registry) -> dict[str, str]:
+    bounds = translation.bounds(registry)
+    width = max(map(len, bounds), default=0)
+    return {
+        "@translation@": translation.statements(registry),
+        "@bounds@": "\n".join(f"#   {name:{width}}  {', '.join(map(str, each))}" for name, each in bounds.items()),
+        "@drop@": f'attributes["{translation.DROP}"] != nil',
+        "@mark@": TRANSLATED,
+    }
 
 
 def _templates() -> list[tuple[str, str]]:
@@ -95,7 +116,8 @@ def _templates() -> list[tuple[str, str]]:
 def _filled(name: str, template: str, parts: Mapping[str, str]) -> str:
     """Return *template* with its variables, the table of them, and *parts* in the place of their marks."""
     from_registry = any(mark in template for mark in parts)
-    header = _HEADER.format(sources=f"collector/{name}" + (", content.yaml and the registry" if from_registry else ""))
+    beside = ", content.yaml and the registry" if "@content@" in template else " and the registry" if from_registry else ""
+    header = _HEADER.format(sources=f"collector/{name}{beside}")
     text = template.replace("@variables@", "\n".join(_comment(_variables_of(template))))
     for mark, part in parts.items():
         text = text.replace(mark, part)

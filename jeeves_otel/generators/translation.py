@@ -55,7 +55,6 @@ LIMITS = (
     Limit("exemplars", "Counters made of histograms keep exemplars.", "They have none; histograms keep theirs."),
     Limit("values", "Attribute values that are neither text, whole numbers nor truth are written as Python writes JSON: `1.0`.", "As Go does: `1`."),
     Limit("names", "What nobody maps and what would be called like a promised metric is dropped and counted.", "It passes."),
-    Limit("seconds", "A counter or gauge in milliseconds becomes seconds.", "It keeps its name; histograms become seconds."),
 )
 # fmt: on
 
@@ -159,7 +158,6 @@ def _sources(feeds: list[_Feed], better: Mapping[str, list[str]]) -> _Group:
     bounded = {form.name for feed in feeds if feed.source.take == "histogram" for form in feed.copies.values()}
     histograms = {name for name, form in forms.items() if form.kind == "histogram"}
     source = f"metric.metadata[{_text(_SOURCE)}]"
-    units = " and ".join(f"metric.unit != {_text(unit)}" for unit in _PARTS_OF_SECONDS)
     return _Group(
         "What is translated: totals and levels, by the name and the type that the registry knows.",
         "metric",
@@ -167,8 +165,7 @@ def _sources(feeds: list[_Feed], better: Mapping[str, list[str]]) -> _Group:
         [
             *_set_if(source, "points", sorted(histograms & bounded), f"{_DISTRIBUTION} and {_CUMULATIVE}"),
             *_set_if(source, "all", sorted(histograms - bounded), f"{_DISTRIBUTION} and {_CUMULATIVE}"),
-            # Whole numbers would be cut off by scaling.
-            *_set_if(source, "all", sorted(forms.keys() - histograms), f"{_NUMBER} and {units}"),
+            *_set_if(source, "all", sorted(forms.keys() - histograms), _NUMBER),
             *(
                 f'set({source}, "superseded") where metric.name == {_text(name)} and ({" or ".join(f"{_flag(each)} != nil" for each in names)})'
                 for name, names in better.items()
@@ -193,7 +190,13 @@ def _drops(feeds: list[_Feed], registry: Registry) -> _Group:
         "What leaves under its own name no more. Points whose bounds cannot become the promised ones stay what they are.",
         "datapoint",
         [f"{source} != nil"],
-        [f'{drop} where {source} != "points"', *made],
+        [
+            f'{drop} where {source} != "points"',
+            *made,
+            # Added to a whole number, a fraction counts as 0, and scaling cuts whole numbers off.
+            "set(datapoint.value_double, Double(datapoint.value_int)) where datapoint.value_int != 0",
+            "set(datapoint.value_double, 0.0) where datapoint.value_int == 0 and datapoint.value_double == 0",
+        ],
     )
 
 
@@ -257,7 +260,7 @@ def _seconds(feeds: list[_Feed]) -> _Group:
         copy: form
         for feed in feeds
         for copy, form in feed.copies.items()
-        if feed.metric.unit == "s" and feed.source.take != "count" and form.kind == "histogram"
+        if feed.metric.unit == "s" and feed.source.take != "count"
     }
     for unit in _PARTS_OF_SECONDS:
         made.append(f'scale_metric({_decimal(_multiplier(unit))}, "s") where {_in_unit(unit, copies)}')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parse ``check``, ``render``, ``settings`` and ``demo``; print; set the exit code.
+"""Parse ``check``, ``render``, ``collector``, ``settings`` and ``demo``; print; set the exit code.
 
 Exit codes: 0 all is well, 1 findings or a failed run, 2 wrong usage.
 """
@@ -73,6 +73,21 @@ def render(*, only_check: bool) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8", newline="\n")
         click.echo(path)
+
+
+@main.command("collector")
+@click.argument("profiles", nargs=-1, metavar="[PROFILE]...")
+def print_overlay(profiles: tuple[str, ...]) -> None:
+    """Print translation.yaml, by which a Collector translates for services in other languages.
+
+    PROFILE is a profile of your own (YAML) or the name of one in the package; without any it is `jeeves`.
+    """
+    profiles = profiles or ("jeeves",)
+    registry, findings = checks.examine_all(profiles)
+    _print_findings(findings)
+    if any(finding.level is Level.VIOLATION for finding in findings):
+        sys.exit(1)
+    click.echo(generators.collector.overlay(profiles, registry), nl=False)
 
 
 @main.command("settings")

@@ -8,6 +8,7 @@ mix them. For the transform processor 0.144.
 
 from __future__ import annotations
 
+import json
 import re
 from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
@@ -45,16 +46,16 @@ class Limit(NamedTuple):
 
 # fmt: off
 LIMITS = (
-    Limit("zeros", "Labels marked `zero` exist with 0 as soon as one combination of the others does; declared ones from the start.", "A series begins with its first value, so `increase()` misses the first error."),
+    Limit("zeros", "A label marked `zero` exists with 0 for all its values as soon as one combination of the others does, a declared one from the start.", "A series begins with its first value, so `increase()` misses the first error."),
     Limit("limits", "An open label has `limit` values, then `other`.", "Every value keeps its name: bound what the service records."),
-    Limit("scopes", "Points of several scopes that get the same labels add up.", "They stay apart and are one series with two values at one time, of which Prometheus takes one. One scope per instrument."),
-    Limit("sources", "Points of several sources of one metric add up.", "The same, where two sources give the same labels."),
-    Limit("bounds", "A histogram without the promised bounds is left out and counted.", "It keeps its standard name, and no histogram is made of it; what is made of its count and sum is."),
-    Limit("exponential", "As above.", "As above."),
-    Limit("temporality", "Deltas stay deltas.", "Nothing is made of them; they keep their name, and remote write drops and counts them."),
-    Limit("exemplars", "Counters made of histograms keep exemplars.", "They have none; histograms keep theirs."),
-    Limit("values", "Attribute values that are neither text, whole numbers nor truth are written as Python writes JSON: `1.0`.", "As Go does: `1`."),
-    Limit("names", "What nobody maps and what would be called like a promised metric is dropped and counted.", "It passes."),
+    Limit("scopes", "Points of several scopes that get the same labels add up.", "They are two samples of one series at one time, of which one is stored, without a word: let one library record an instrument."),
+    Limit("sources", "Points of several instruments that feed one metric with the same labels add up.", "As with scopes: let them differ in a label, as `outcome` of `orchestrator_requests_total`."),
+    Limit("bounds", "A histogram is merged into the promised bounds if they are among its own, or left out and counted.", "It keeps its standard name unless its bounds are the needed ones, and the convention's beside them; what is made of its count and its sum is there."),
+    Limit("exponential", "Exponential histograms are left out and counted.", "They keep their name; what is made of count and sum is there."),
+    Limit("temporality", "Deltas stay deltas under the promised name.", "Nothing is made of them; remote write drops and counts them."),
+    Limit("exemplars", "Counters that are made of histograms have exemplars.", "They have none; histograms keep theirs."),
+    Limit("values", "A fraction as a label value is written `1.0`, a list with escapes.", "`1`, and without; text, whole numbers and truth are the same."),
+    Limit("names", "A metric that nobody maps and that would be called like a promised one is left out and counted.", "It passes."),
 )
 # fmt: on
 
@@ -85,6 +86,45 @@ def statements(registry: Registry) -> str:
 def bounds(registry: Registry) -> dict[str, tuple[float, ...]]:
     """Return ``{instrument: upper bounds that all histograms made of it need}``, in the unit of the instrument."""
     return {name: found for name in registry.instruments if (found := registry.bounds_needed(name))}
+
+
+def page(registry: Registry) -> str:
+    """Return the reference of what histograms need and of what the Collector cannot do."""
+    lines = [
+        "<!-- Generated from jeeves_otel/generators/translation.py and the registry by `jeeves-otel render`.",
+        "     Change the source and run that command; edits here are overwritten and fail CI. -->",
+        "",
+        "# Translation in the Collector",
+        "",
+        "What `collector/translation.yaml` needs of a service, and what it cannot do; [how to set up a service](../howto/other-languages.md).",
+        "",
+        "## Bounds of histograms",
+        "",
+        "A histogram becomes the promised one if it has at least these upper bounds, and none beside them but the convention's.",
+        "A view of the service's SDK sets them where the convention's own are not enough.",
+        "In a metric in milliseconds they are a thousand times as large.",
+        "",
+        "| instrument, and other spellings | upper bounds | the convention's are enough |",
+        "|---|---|---|",
+    ]
+    for name, needed in bounds(registry).items():
+        instrument = registry.instruments[name]
+        spellings = ", ".join(
+            f"`{each}`" for each in dict.fromkeys([name, *(form.name for form in _forms_of(instrument))])
+        )
+        enough = "yes" if set(needed) <= set(instrument.bounds) else "no"
+        lines.append(f"| {spellings} | {', '.join(map(_json_number, needed))} | {enough} |")
+    lines += [
+        "",
+        "## What is different",
+        "",
+        "| the SDK | the Collector |",
+        "|---|---|",
+        *(f"| {limit.sdk} | {limit.collector} |" for limit in LIMITS),
+        "",
+        "Each line has a test in `tests/integration/test_collector_translation.py`; all other samples are the same.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _groups(registry: Registry) -> Iterator[_Group]:
@@ -148,7 +188,10 @@ def _flags(better: Mapping[str, list[str]]) -> _Group:
         "Which of several spellings of one measurement a scope has.",
         "metric",
         [_UNMARKED],
-        [f"set({_flag(name)}, true) where metric.name == {_text(name)} and Len(metric.data_points) > 0" for name in names],
+        [
+            f"set({_flag(name)}, true) where metric.name == {_text(name)} and Len(metric.data_points) > 0"
+            for name in names
+        ],
     )
 
 
@@ -255,15 +298,15 @@ def _copies(feeds: list[_Feed]) -> _Group:
 
 
 def _seconds(feeds: list[_Feed]) -> _Group:
-    made = []
     copies = {
         copy: form
         for feed in feeds
         for copy, form in feed.copies.items()
         if feed.metric.unit == "s" and feed.source.take != "count"
     }
-    for unit in _PARTS_OF_SECONDS:
-        made.append(f'scale_metric({_decimal(_multiplier(unit))}, "s") where {_in_unit(unit, copies)}')
+    made = [
+        f'scale_metric({_decimal(_multiplier(unit))}, "s") where {_in_unit(unit, copies)}' for unit in _PARTS_OF_SECONDS
+    ]
     return _Group("Milliseconds become seconds.", "metric", [], made if copies else [])
 
 
@@ -293,7 +336,9 @@ def _conditions(feed: _Feed, registry: Registry) -> Iterator[str]:
         refused = " and ".join(f"{value} != {'nil' if each is None else _text(each)}" for each in accepted)
         overflow = f"{_attribute(OVERFLOW_KEY)}"
         # The overflow point has lost what is asked for: what adds up must not be lost, a level must not stand twice.
-        when = f"{refused} and {overflow} == nil" if feed.metric.type != "gauge" else f"({refused}) or {overflow} != nil"
+        when = (
+            f"{refused} and {overflow} == nil" if feed.metric.type != "gauge" else f"({refused}) or {overflow} != nil"
+        )
         yield f'set({_cache(DROP)}, "true") where {when}'
 
 
@@ -318,7 +363,7 @@ def _label(label: Label, registry: Registry) -> Iterator[str]:
         yield f"set({value}, {_text(label.present)})"
     elif not plain:
         yield from _map(label, raw, value)
-    yield f"set({value}, {_text(label.absent or '')}) where {raw} == nil or {raw} == \"\""
+    yield f'set({value}, {_text(label.absent or "")}) where {raw} == nil or {raw} == ""'
     yield f"set({value}, {_text(OTHER)}) where {_attribute(OVERFLOW_KEY)} != nil"
 
 
@@ -410,7 +455,7 @@ def _quoted(text: str) -> str:
 
 
 def _text(value: str) -> str:
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return json.dumps(value, ensure_ascii=False)  # Go reads what JSON writes
 
 
 def _attribute(key: str) -> str:

@@ -11,14 +11,22 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from google.protobuf import json_format
 from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.metrics.v1.metrics_pb2 import Gauge, Metric, NumberDataPoint, ResourceMetrics, ScopeMetrics
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.metrics import AlwaysOnExemplarFilter, Counter, Histogram, MeterProvider
+from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
+from opentelemetry.sdk.metrics.view import (
+    ExplicitBucketHistogramAggregation,
+    ExponentialBucketHistogramAggregation,
+    View,
+)
 from opentelemetry.sdk.resources import Resource
 
-from jeeves_otel.registry import load
+from jeeves_otel import failsafe
+from jeeves_otel.generators.translation import LIMITS
+from jeeves_otel.registry import TRANSLATED, load
 from jeeves_otel.translation import Translator, marked
 from jeeves_otel.views import sdk_views
 from tests.helpers import poll_until
@@ -27,17 +35,30 @@ from tests.integration.prometheus_server import Prometheus, prometheus_of_the_bu
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from opentelemetry.sdk.metrics.export import MetricsData
 
     from jeeves_otel.registry import Form, Instrument
+    from tests.helpers import Pipeline
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 Stored = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 REGISTRY = load()
-SEEDS = range(8)
-ODD: list[Any] = ["", "ünïcode 日本", 'with "quotes" and \\', "two\nlines", "$dollar ${env:HOME}", " ", 7, 0, True, False]
+SEEDS = range(12)
+ODD: list[Any] = [
+    "",
+    "ünïcode 日本",
+    'with "quotes" and \\',
+    "two\nlines",
+    "$dollar ${env:HOME}",
+    " ",
+    7,
+    0,
+    True,
+    False,
+]
 _numbers = itertools.count()
 
 
@@ -57,9 +78,16 @@ class Way:
         assert send(self.sidecar, ExportMetricsServiceRequest(resource_metrics=[last]))
         poll_until(lambda: self.prometheus.query(mark), "what was sent last")
 
+    def both(self, data: MetricsData) -> tuple[Stored, Stored]:
+        """Return what is stored if the SDK has translated *data*, and if the Collector has."""
+        number = next(_numbers)
+        self.send(_as(f"sdk-{number}", encode_metrics(marked(Translator(REGISTRY)(data)))))
+        self.send(_as(f"collector-{number}", encode_metrics(data)))
+        return self.stored(f"sdk-{number}"), self.stored(f"collector-{number}")
+
     def stored(self, instance: str) -> Stored:
         """Return ``{(name, sorted labels): value}`` of all series of an instance."""
-        found = {}
+        found: Stored = {}
         for pairs, value in self.prometheus.query(f'{{instance="{instance}"}}').items():
             labels = {key: text for key, text in pairs if key not in {"__name__", "instance", "job"}}
             found[dict(pairs)["__name__"], tuple(sorted(labels.items()))] = value
@@ -81,27 +109,50 @@ def way(collector: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wa
 
 
 class Service:
-    """A service that records standard metrics, with the bounds that the documentation asks for."""
+    """A service that records standard metrics, by default with the bounds that the documentation asks for."""
 
-    def __init__(self, seed: int) -> None:
-        self.rng = Random(seed)
-        self.seed = seed
-        self._reader = InMemoryMetricReader()
+    def __init__(
+        self, views: list[View] | None = None, temporality: dict[type, AggregationTemporality] | None = None
+    ) -> None:
+        self._reader = InMemoryMetricReader(preferred_temporality=temporality)
         self.provider = MeterProvider(
             metric_readers=[self._reader],
             resource=Resource.create({"service.name": "a-service", "service.version": "1"}),
-            views=sdk_views(REGISTRY, keep_semconv=seed % 2 == 0),
+            views=sdk_views(REGISTRY, keep_semconv=False) if views is None else views,
+            exemplar_filter=AlwaysOnExemplarFilter(),
             shutdown_on_exit=False,
         )
         self.meter = self.provider.get_meter("only")
 
-    def measure_everything(self) -> None:
-        """Record into one generation of every instrument that is mapped, and into some that are not."""
+    def collected(self) -> MetricsData:
+        """Return what has been measured."""
+        data = self._reader.get_metrics_data()
+        assert data is not None
+        return data
+
+    def http_request(self, seconds: float = 0.2, scope: str = "only", **attributes: Any) -> None:
+        """Measure a request; ``_`` in a keyword is a dot."""
+        histogram = self.provider.get_meter(scope).create_histogram("http.server.request.duration", "s")
+        histogram.record(seconds, {key.replace("_", "."): value for key, value in attributes.items()})
+
+
+class Everything(Service):
+    """A service that records into every instrument that is mapped, with whatever attributes."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(sdk_views(REGISTRY, keep_semconv=seed % 2 == 0))
+        self.rng = Random(seed)
+        self.seed = seed
+
+    def measure(self) -> None:
+        """Record into one generation of each instrument, or all of them at once, and into some that are not mapped."""
         for metric in REGISTRY.metrics.values():
             for number, source in enumerate(metric.sources):
                 instrument = REGISTRY.instruments[source.instrument]
-                generation = instrument.generations[self.seed % len(instrument.generations)]
-                for form in generation:
+                generations = instrument.generations
+                if self.seed % 4 != 3:
+                    generations = (generations[self.seed % len(generations)],)
+                for form in (form for generation in generations for form in generation):
                     self._measure(instrument, form, f"{number}-" if number else "")
         self.meter.create_up_down_counter("http.server.active_requests", "{request}").add(3, {"a.b": "c"})
         self.meter.create_histogram("of.nobody", "s").record(1)
@@ -136,12 +187,6 @@ class Service:
             if prefix:
                 found[key] = f"{prefix}{self.rng.random()}"
         return found
-
-    def collected(self) -> MetricsData:
-        """Return what has been measured."""
-        data = self._reader.get_metrics_data()
-        assert data is not None
-        return data
 
 
 def _known(key: str) -> list[str]:
@@ -198,19 +243,252 @@ def _differences(expected: Stored, actual: Stored) -> list[Any]:
     return [("missing", key) for key in sorted(missing)] + [("extra", key) for key in sorted(extra)] + other
 
 
-# ---- both ways -------------------------------------------------------------------------------------------------------
+# ---- both ways ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_both_translations_give_the_same_samples(way: Way, seed: int) -> None:
     """Every sample of every promised family, what nobody maps and target_info; nothing under a standard name is left over."""
-    service = Service(seed)
-    service.measure_everything()
-    data = service.collected()
-    way.send(_as(f"sdk-{seed}", encode_metrics(marked(Translator(REGISTRY)(data)))))
-    way.send(_as(f"collector-{seed}", encode_metrics(data)))
-    expected, actual = way.stored(f"sdk-{seed}"), way.stored(f"collector-{seed}")
+    service = Everything(seed)
+    service.measure()
+    expected, actual = way.both(service.collected())
 
     assert [] == _differences(expected, actual)
     assert set(REGISTRY.metrics) - {_family(name) for name, _ in actual} == set()
     assert {"http_server_active_requests", "of_nobody_seconds_bucket", "target_info"} <= {name for name, _ in actual}
+
+
+def test_what_the_sdk_has_translated_passes_as_it_is(way: Way) -> None:
+    """Also if standard names leave beside: nothing is made of them a second time."""
+    service = Everything(1)
+    service.measure()
+    translated = Translator(REGISTRY, keep_mapped=True)(service.collected())
+    way.send(_as("both", encode_metrics(marked(translated))))
+    samples = way.stored("both")
+
+    assert samples["jeeves_user_sessions_active", ()] == samples["jeeves_sessions_active", ()]
+    assert "http_server_duration_milliseconds_bucket" in {name for name, _ in samples}
+
+
+def test_the_mark_is_a_label_of_nothing(way: Way) -> None:
+    """It goes before remote write; target_info is what it has always been."""
+    service = Service()
+    service.http_request()
+    sdk, collector = way.both(service.collected())
+    labels = {label for _, pairs in (*sdk, *collector) for label, _ in pairs}
+
+    assert {"service_version", "telemetry_sdk_name", "telemetry_sdk_language", "telemetry_sdk_version"} <= labels
+    assert [] == [label for label in labels if "translated" in label]
+
+
+def _through(collector: str, folder: Path, message: ExportMetricsServiceRequest) -> ExportMetricsServiceRequest:
+    """Send *message* through a sidecar that translates, and return it as it leaves before the queue."""
+    folder = folder / str(next(_numbers))
+    folder.mkdir()
+    arrived, overlay = folder / "arrived.jsonl", folder / "overlay.yaml"
+    overlay.write_text(f"exporters: {{file: {{path: {arrived}}}}}\n", encoding="utf-8")
+    sidecar = Sidecar(collector, folder, COLLECTOR_METRICS_EXPORTERS="[file]")
+    with sidecar.running("translation.yaml", overlay):
+        assert send(sidecar, message)
+    parsed: ExportMetricsServiceRequest = json_format.Parse(
+        arrived.read_text(encoding="utf-8"), ExportMetricsServiceRequest()
+    )
+    return parsed
+
+
+def _metrics(message: ExportMetricsServiceRequest) -> dict[str, Metric]:
+    return {
+        metric.name: metric
+        for each in message.resource_metrics
+        for scope in each.scope_metrics
+        for metric in scope.metrics
+    }
+
+
+def test_promised_metrics_leave_with_the_name_the_unit_and_the_type_that_the_sdk_gives_them(
+    collector: str, tmp_path: Path
+) -> None:
+    """These are fixed points of remote write, as test_collector_edges shows; description and temporality are the same, too."""
+    service = Everything(0)
+    service.measure()
+    data = service.collected()
+
+    def shape(metric: Metric) -> tuple[Any, ...]:
+        kind = str(metric.WhichOneof("data"))
+        of_kind = getattr(metric, kind)
+        temporality, monotonic = getattr(of_kind, "aggregation_temporality", 0), getattr(of_kind, "is_monotonic", False)
+        return metric.unit, metric.description, kind, temporality, monotonic
+
+    expected = _metrics(encode_metrics(Translator(REGISTRY)(data)))
+    actual = _metrics(_through(collector, tmp_path, encode_metrics(data)))
+
+    assert set(REGISTRY.metrics) <= set(actual)
+    assert {name: shape(metric) for name, metric in expected.items()} == {
+        name: shape(metric) for name, metric in actual.items()
+    }
+
+
+def test_translating_twice_is_translating_once(collector: str, tmp_path: Path) -> None:
+    """What has been translated here is marked as by the SDK, and nothing else of ours is left in it."""
+    service = Service([])
+    service.http_request()
+    once = _through(collector, tmp_path, encode_metrics(service.collected()))
+    twice = _through(collector, tmp_path, once)
+    (only,) = once.resource_metrics
+    ours = [pair.key for pair in only.resource.attributes if pair.key.startswith("jeeves")]
+
+    assert [TRANSLATED] == ours
+    assert {"http.server.request.duration", "jeeves_http_requests_total"} == set(_metrics(once))
+    assert "jeeves.otel." not in json_format.MessageToJson(once).replace(TRANSLATED, "")
+    assert once == twice
+
+
+# ---- what the Collector cannot do ------------------------------------------------------------------------------------
+
+
+def test_each_limit_has_a_test() -> None:
+    """The list in the documentation is the list below."""
+    tests = [name for name in globals() if name.startswith("test_")]
+
+    assert [] == [
+        limit.name for limit in LIMITS if not [name for name in tests if name.startswith(f"test_{limit.name}_")]
+    ]
+
+
+def test_zeros_are_there_only_from_the_sdk(way: Way) -> None:
+    """A success alone does not make a series of errors."""
+    service = Service()
+    service.meter.create_histogram("jeeves.agent.duration", "s").record(1, {"gen_ai.agent.name": "planner"})
+    sdk, collector = way.both(service.collected())
+    error = "jeeves_agent_executions_total", (("agent", "planner"), ("status", "error"))
+
+    assert sdk[error] == 0
+    assert error not in collector
+
+
+def test_limits_of_open_labels_are_kept_only_by_the_sdk(way: Way, pipeline: Pipeline) -> None:
+    """Seventy names of pipelines are seventy values, where the SDK has 64 and the rest."""
+    service = Service()
+    for provider in (service.provider, pipeline.meter_provider):
+        decisions = provider.get_meter("only").create_counter("jeeves.routing.decisions", "{decision}")
+        for number in range(70):
+            decisions.add(1, {"jeeves.pipeline.name": f"pipeline-{number}"})
+    _, collector = way.both(service.collected())
+    name = "jeeves_routing_decisions_total"
+
+    assert 65 == len(pipeline.counts_by(name, "pipeline"))
+    assert 70 == len([key for key in collector if key[0] == name])
+
+
+def test_scopes_are_not_added_up(way: Way) -> None:
+    """Two scopes give two samples of one series at one time, of which one is stored, and nobody says so."""
+    service = Service()
+    for number, scope in enumerate(("first", "second", "second")):
+        service.http_request(0.1 * number, scope, http_route="/")
+    sdk, collector = way.both(service.collected())
+    requests = "jeeves_http_requests_total", (("method", "_OTHER"), ("path", "/"), ("status_code", "0"))
+
+    assert sdk[requests] == 3
+    assert collector[requests] in {1, 2}
+
+
+def test_sources_with_the_same_labels_are_not_added_up(way: Way) -> None:
+    """As with scopes: a rejection that is called like the outcome of a request hides one of the two."""
+    service = Service()
+    outcome = {"jeeves.orchestrator.outcome": "failed"}
+    service.meter.create_histogram("jeeves.orchestrator.duration", "s").record(1, outcome)
+    service.meter.create_counter("jeeves.orchestrator.rejections", "{request}").add(2, outcome)
+    sdk, collector = way.both(service.collected())
+    requests = "orchestrator_requests_total", (("outcome", "failed"),)
+
+    assert sdk[requests] == 3
+    assert collector[requests] in {1, 2}
+
+
+PROMISED = REGISTRY.bounds_needed("http.server.request.duration")
+
+
+@pytest.mark.parametrize(
+    ("bounds", "families_of_the_sdk"),
+    [([*PROMISED[:-1]], 0), ([*PROMISED, 11], 1), ([bound * 1_000 for bound in PROMISED], 0), ([], 0)],
+    ids=["less", "more", "milliseconds", "none"],
+)
+def test_bounds_that_are_not_the_promised_ones_leave_the_histogram_its_name(
+    way: Way, bounds: list[float], families_of_the_sdk: int
+) -> None:
+    """With its own attributes and buckets; requests are counted all the same. The SDK merges what is too much."""
+    failsafe.set_strict(False)
+    service = Service([View(instrument_name="*", aggregation=ExplicitBucketHistogramAggregation(bounds))])
+    service.http_request(0.007, http_route="/")
+    sdk, collector = way.both(service.collected())
+    promised, standard = "jeeves_http_request_duration_seconds_count", "http_server_request_duration_seconds_count"
+
+    assert families_of_the_sdk == len([name for name, _ in sdk if name == promised])
+    assert promised not in {name for name, _ in collector}
+    assert collector[standard, (("http_route", "/"),)] == 1
+    assert {value for (name, _), value in collector.items() if name == "jeeves_http_requests_total"} == {1}
+
+
+def test_exponential_histograms_keep_their_name(collector: str, tmp_path: Path) -> None:
+    """Their bounds are not the promised ones; what is made of the count is there."""
+    service = Service([View(instrument_name="*", aggregation=ExponentialBucketHistogramAggregation())])
+    service.http_request()
+    left = _metrics(_through(collector, tmp_path, encode_metrics(service.collected())))
+
+    assert {"jeeves_http_requests_total", "http.server.request.duration"} == set(left)
+    assert "exponential_histogram" == left["http.server.request.duration"].WhichOneof("data")
+
+
+def test_temporality_of_deltas_is_not_changed_and_remote_write_drops_them(way: Way) -> None:
+    """Acknowledged and gone, as any delta; the counter of failures says so."""
+    service = Service(temporality=dict.fromkeys((Counter, Histogram), AggregationTemporality.DELTA))
+    service.http_request()
+    service.meter.create_counter("jeeves.feature.usage").add(1)
+    _, collector = way.both(service.collected())
+    failed = {name: value for (name, _), value in way.sidecar.own_metrics().items() if "failed_translations" in name}
+
+    assert {"target_info"} == {name for name, _ in collector}
+    assert any(failed.values())
+
+
+def test_exemplars_stay_with_histograms_and_are_lost_with_their_counts(collector: str, tmp_path: Path) -> None:
+    """In the SDK both have them."""
+    service = Service()
+    service.http_request()
+    data = service.collected()
+
+    def exemplars(message: ExportMetricsServiceRequest) -> dict[str, int]:
+        metrics = _metrics(message)
+        return {
+            "count": len(metrics["jeeves_http_requests_total"].sum.data_points[0].exemplars),
+            "histogram": len(metrics["jeeves_http_request_duration_seconds"].histogram.data_points[0].exemplars),
+        }
+
+    assert {"count": 1, "histogram": 1} == exemplars(encode_metrics(Translator(REGISTRY)(data)))
+    assert {"count": 0, "histogram": 1} == exemplars(_through(collector, tmp_path, encode_metrics(data)))
+
+
+@pytest.mark.parametrize(
+    ("value", "in_the_sdk", "in_the_collector"), [(1.0, "1.0", "1"), (["ü", "b"], '["\\u00fc","b"]', '["ü","b"]')]
+)
+def test_values_of_other_types_are_written_as_go_does(
+    way: Way, value: Any, in_the_sdk: str, in_the_collector: str
+) -> None:
+    """Fractions and lists; text, whole numbers and truth are the same."""
+    service = Service()
+    service.meter.create_counter("jeeves.feature.usage").add(1, {"jeeves.feature.name": value})
+    sdk, collector = way.both(service.collected())
+
+    assert ("jeeves_feature_usage_total", (("feature", in_the_sdk),)) in sdk
+    assert ("jeeves_feature_usage_total", (("feature", in_the_collector),)) in collector
+
+
+def test_names_that_are_promised_are_not_kept_free(way: Way) -> None:
+    """A metric that is called so already passes, where the SDK leaves it out."""
+    failsafe.set_strict(False)
+    service = Service()
+    service.meter.create_counter("jeeves.llm.calls").add(7)
+    sdk, collector = way.both(service.collected())
+
+    assert "jeeves_llm_calls_total" not in {name for name, _ in sdk}
+    assert collector["jeeves_llm_calls_total", ()] == 7

@@ -182,17 +182,15 @@ class Registry:
         return self.spellings.get(attribute, (attribute,))
 
     def bounds_needed(self, instrument: str) -> tuple[float, ...]:
-        """Return the bounds of all histograms that are made from *instrument*, ascending."""
-        return tuple(
-            sorted(
-                {
-                    bound
-                    for metric in self.metrics.values()
-                    if any(each.instrument == instrument and each.take == "histogram" for each in metric.sources)
-                    for bound in metric.buckets
-                }
-            )
-        )
+        """Return the bounds of all histograms that are made from *instrument*, ascending, in its unit."""
+        per_second = PER_SECOND.get(self.instruments[instrument].unit, 1)
+        needed = {
+            bound * (per_second if metric.unit == "s" else 1)
+            for metric in self.metrics.values()
+            if any(each.instrument == instrument and each.take == "histogram" for each in metric.sources)
+            for bound in metric.buckets
+        }
+        return tuple(sorted(needed))
 
 
 @dataclass(slots=True)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # Ours while the statements run; none of them leaves.
 DROP = "jeeves.otel.drop"
+_TAKEN, _UNFIT = "taken", "unfit"  # because something is made of it, or because it must not be what it would be
 _SOURCE = "jeeves.otel.source"
 _HAS = "jeeves.otel.has."
 
@@ -50,8 +51,8 @@ LIMITS = (
     Limit("limits", "An open label has `limit` values, then `other`.", "Every value keeps its name: bound what the service records."),
     Limit("scopes", "Points of several scopes that get the same labels add up.", "They are two samples of one series at one time, of which one is stored, without a word: let one library record an instrument."),
     Limit("sources", "Points of several instruments that feed one metric with the same labels add up.", "As with scopes: let them differ in a label, as `outcome` of `orchestrator_requests_total`."),
-    Limit("bounds", "A histogram is merged into the promised bounds if they are among its own, or left out and counted.", "It keeps its standard name unless its bounds are the needed ones, and the convention's beside them; what is made of its count and its sum is there."),
-    Limit("exponential", "Exponential histograms are left out and counted.", "They keep their name; what is made of count and sum is there."),
+    Limit("bounds", "A histogram is merged into the promised bounds if they are among its own, or left out and counted.", "It keeps its standard name unless its bounds are the needed ones, and the convention's beside them; where Prometheus would call it by a promised name (`jeeves.pipeline.duration`) it is dropped. What is made of its count and its sum is there."),
+    Limit("exponential", "Exponential histograms are left out and counted.", "They keep their name, or are dropped, in the same way; what is made of count and sum is there."),
     Limit("temporality", "Deltas stay deltas under the promised name.", "Nothing is made of them; remote write drops and counts them."),
     Limit("exemplars", "Counters that are made of histograms have exemplars.", "They have none; histograms keep theirs."),
     Limit("values", "A fraction as a label value is written `1.0`, a list with escapes.", "`1`, and without; text, whole numbers and truth are the same."),
@@ -224,7 +225,7 @@ def _set_if(target: str, value: str, names: list[str], condition: str) -> Iterat
 
 def _drops(feeds: list[_Feed], registry: Registry) -> _Group:
     """Mark the points that do not leave under their own name, because something is made of them."""
-    source, drop = f"metric.metadata[{_text(_SOURCE)}]", f'set({_attribute(DROP)}, "true")'
+    source, drop = f"metric.metadata[{_text(_SOURCE)}]", f"set({_attribute(DROP)}, {_text(_TAKEN)})"
     made = []
     for instrument in dict.fromkeys(feed.instrument.name for feed in feeds if feed.source.take == "histogram"):
         forms = [form for form in _forms(feeds).values() if form in _forms_of(registry.instruments[instrument])]
@@ -236,11 +237,23 @@ def _drops(feeds: list[_Feed], registry: Registry) -> _Group:
         [
             f'{drop} where {source} != "points"',
             *made,
+            # What Prometheus would call by a promised name does not leave with other buckets.
+            *(
+                f"set({_attribute(DROP)}, {_text(_UNFIT)}) where {_attribute(DROP)} == nil and metric.name == {_text(name)}"
+                for name in _forms(feed for feed in feeds if feed.source.take == "histogram")
+                if not _called(name).isdisjoint(registry.metrics)
+            ),
             # Added to a whole number, a fraction counts as 0, and scaling cuts whole numbers off.
             "set(datapoint.value_double, Double(datapoint.value_int)) where datapoint.value_int != 0",
             "set(datapoint.value_double, 0.0) where datapoint.value_int == 0 and datapoint.value_double == 0",
         ],
     )
+
+
+def _called(name: str) -> set[str]:
+    """Return what Prometheus may call a metric with *name*, by its unit."""
+    stem = re.sub(r"[^a-zA-Z0-9:]+", "_", name)
+    return {stem, f"{stem}_seconds", f"{stem}_bytes", f"{stem}_total"}
 
 
 def _forms_of(instrument: Instrument) -> list[Form]:
@@ -249,14 +262,14 @@ def _forms_of(instrument: Instrument) -> list[Form]:
 
 def _fitting(forms: list[Form], instrument: Instrument, registry: Registry) -> Iterator[str]:
     """Yield conditions under which a point has the needed bounds and none beside them but the convention's."""
-    needed = set(registry.bounds_needed(instrument.name))
-    if instrument.unit != "s":
+    needed, own = set(registry.bounds_needed(instrument.name)), PER_SECOND.get(instrument.unit)
+    if own is None:
         yield f"{_named(form.name for form in forms)} and {_bounded(needed, set(instrument.bounds), 1)}"
         return
     for unit in ("s", "ms"):
-        factor = PER_SECOND[unit]
-        if any(float(bound * factor) * _multiplier(unit) != bound for bound in needed):
-            continue  # as milliseconds it cannot be written so that it becomes the promised number
+        factor = PER_SECOND[unit] / own
+        if any(bound * factor * _multiplier(unit) != bound / own for bound in needed):
+            continue  # in this unit it cannot be written so that it becomes the promised number
         of_unit = _in_unit(unit, {form.name: form for form in forms})
         yield f"({of_unit}) and {_bounded(needed, set(instrument.bounds), factor)}"
 
@@ -268,10 +281,10 @@ def _in_unit(unit: str, forms: Mapping[str, Form]) -> str:
     return named + (f' or metric.unit == "" and {_named(silent)}' if silent else "")
 
 
-def _bounded(needed: set[float], optional: set[float], factor: int) -> str:
+def _bounded(needed: set[float], optional: set[float], factor: float) -> str:
     pattern = r"^\["
     for bound in sorted(needed | optional):
-        number = re.escape(_json_number(float(bound * factor))) + r"[,\]]"
+        number = re.escape(_json_number(bound * factor)) + r"[,\]]"
         pattern += number if bound in needed else f"({number})?"
     return f"IsMatch(datapoint.explicit_bounds, {_text(pattern + chr(92) + 'z')})"
 
@@ -339,13 +352,16 @@ def _conditions(feed: _Feed, registry: Registry) -> Iterator[str]:
         when = (
             f"{refused} and {overflow} == nil" if feed.metric.type != "gauge" else f"({refused}) or {overflow} != nil"
         )
-        yield f'set({_cache(DROP)}, "true") where {when}'
+        yield f"set({_cache(DROP)}, {_text(_UNFIT)}) where {when}"
 
 
 def _buckets(feed: _Feed, registry: Registry) -> Iterator[str]:
-    yield f'set({_cache(DROP)}, "true") where {_attribute(DROP)} == nil'
+    yield f"set({_cache(DROP)}, {_text(_UNFIT)}) where {_attribute(DROP)} != {_text(_TAKEN)}"
     promised = set(feed.metric.buckets)
-    beside = {*feed.instrument.bounds, *registry.bounds_needed(feed.instrument.name)} - promised
+    own = PER_SECOND.get(feed.instrument.unit, 1) if feed.metric.unit == "s" else 1
+    beside = {
+        bound / own for bound in (*feed.instrument.bounds, *registry.bounds_needed(feed.instrument.name))
+    } - promised
     if beside:
         yield f"set({_cache('bounds')}, String(datapoint.explicit_bounds))"
         written = "[" + ",".join(_json_number(float(bound)) for bound in sorted(promised)) + "]"

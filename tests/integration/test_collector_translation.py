@@ -5,12 +5,17 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import subprocess
 import time
 from contextlib import ExitStack
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
+from click.testing import CliRunner
 from google.protobuf import json_format
 from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
@@ -25,21 +30,21 @@ from opentelemetry.sdk.metrics.view import (
 from opentelemetry.sdk.resources import Resource
 
 from jeeves_otel import failsafe
+from jeeves_otel.cli import main
 from jeeves_otel.generators.translation import LIMITS
 from jeeves_otel.registry import TRANSLATED, load
 from jeeves_otel.translation import Translator, marked
 from jeeves_otel.views import sdk_views
 from tests.helpers import poll_until
-from tests.integration.collectors import Sidecar, resource, send
+from tests.integration.collectors import BUNDLE, SIDECAR, Sidecar, clean_environment, resource, send
 from tests.integration.prometheus_server import Prometheus, prometheus_of_the_bundle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from opentelemetry.sdk.metrics.export import MetricsData
 
-    from jeeves_otel.registry import Form, Instrument
+    from jeeves_otel.registry import Form, Instrument, Metric as Promised, Registry
     from tests.helpers import Pipeline
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -78,10 +83,10 @@ class Way:
         assert send(self.sidecar, ExportMetricsServiceRequest(resource_metrics=[last]))
         poll_until(lambda: self.prometheus.query(mark), "what was sent last")
 
-    def both(self, data: MetricsData) -> tuple[Stored, Stored]:
+    def both(self, data: MetricsData, registry: Registry = REGISTRY) -> tuple[Stored, Stored]:
         """Return what is stored if the SDK has translated *data*, and if the Collector has."""
         number = next(_numbers)
-        self.send(_as(f"sdk-{number}", encode_metrics(marked(Translator(REGISTRY)(data)))))
+        self.send(_as(f"sdk-{number}", encode_metrics(marked(Translator(registry)(data)))))
         self.send(_as(f"collector-{number}", encode_metrics(data)))
         return self.stored(f"sdk-{number}"), self.stored(f"collector-{number}")
 
@@ -139,16 +144,17 @@ class Service:
 class Everything(Service):
     """A service that records into every instrument that is mapped, with whatever attributes."""
 
-    def __init__(self, seed: int) -> None:
-        super().__init__(sdk_views(REGISTRY, keep_semconv=seed % 2 == 0))
+    def __init__(self, seed: int, registry: Registry = REGISTRY) -> None:
+        super().__init__(sdk_views(registry, keep_semconv=seed % 2 == 0))
         self.rng = Random(seed)
         self.seed = seed
+        self.registry = registry
 
     def measure(self) -> None:
         """Record into one generation of each instrument, or all of them at once, and into some that are not mapped."""
-        for metric in REGISTRY.metrics.values():
+        for metric in self.registry.metrics.values():
             for number, source in enumerate(metric.sources):
-                instrument = REGISTRY.instruments[source.instrument]
+                instrument = self.registry.instruments[source.instrument]
                 generations = instrument.generations
                 if self.seed % 4 != 3:
                     generations = (generations[self.seed % len(generations)],)
@@ -180,28 +186,28 @@ class Everything(Service):
         """Return attributes in any spelling; each may be missing, odd, or what maps and conditions know."""
         found = {}
         for key in (key for key in instrument.attributes if key not in form.assume):
-            for spelling in REGISTRY.spelled(key):
+            for spelling in self.registry.spelled(key):
                 if self.rng.random() < 0.5:
-                    value = self.rng.choice([*_asked(key) * 8, *_known(key) * 2, *ODD])
+                    value = self.rng.choice([*_asked(key, self.registry) * 8, *_known(key, self.registry) * 2, *ODD])
                     found[spelling] = f"{prefix}{value}" if prefix else value
             if prefix:
                 found[key] = f"{prefix}{self.rng.random()}"
         return found
 
 
-def _known(key: str) -> list[str]:
+def _known(key: str, registry: Registry) -> list[str]:
     """Return values of an attribute that some view knows, and some that none does."""
     known = {"a value", "SELECT", "select", "engine.v1.Engine", "engine.v1.Engine/Execute"}
-    for metric in REGISTRY.metrics.values():
+    for metric in registry.metrics.values():
         for label in metric.labels:
             if any(key in template.keys for template in label.templates):
                 known |= {*label.value_map, *label.values, *label.known}
     return sorted(known)
 
 
-def _asked(key: str) -> list[str]:
+def _asked(key: str, registry: Registry) -> list[str]:
     """Return values of an attribute that some view asks for."""
-    sources = [source for metric in REGISTRY.metrics.values() for source in metric.sources]
+    sources = [source for metric in registry.metrics.values() for source in metric.sources]
     return sorted({value for source in sources for value in source.conditions.get(key, ()) if value is not None})
 
 
@@ -214,21 +220,15 @@ def _as(instance: str, message: ExportMetricsServiceRequest) -> ExportMetricsSer
     return message
 
 
-def _family(name: str) -> str:
-    for end in ("_bucket", "_count", "_sum"):
-        if name.removesuffix(end) in REGISTRY.metrics:
-            return name.removesuffix(end)
-    return name
+def _parts(metric: Promised) -> list[str]:
+    """Return the names of the samples of a promised metric."""
+    return [metric.name + end for end in (("_bucket", "_count", "_sum") if metric.type == "histogram" else ("",))]
 
 
 def _zeros(samples: Stored) -> set[Any]:
     """Return the samples that may be there only in the SDK: zeros of counters with a marked label."""
-    marked_names = {
-        metric.name
-        for metric in REGISTRY.metrics.values()
-        if metric.type == "counter" and any(label.zero for label in metric.labels)
-    }
-    return {key for key, value in samples.items() if key[0] in marked_names and value == 0}
+    with_zeros = {metric.name for metric in REGISTRY.metrics.values() if any(label.zero for label in metric.labels)}
+    return {key for key, value in samples.items() if key[0] in with_zeros and value == 0}
 
 
 def _differences(expected: Stored, actual: Stored) -> list[Any]:
@@ -254,8 +254,59 @@ def test_both_translations_give_the_same_samples(way: Way, seed: int) -> None:
     expected, actual = way.both(service.collected())
 
     assert [] == _differences(expected, actual)
-    assert set(REGISTRY.metrics) - {_family(name) for name, _ in actual} == set()
+    assert set() == {part for metric in REGISTRY.metrics.values() for part in _parts(metric)} - {n for n, _ in actual}
     assert {"http_server_active_requests", "of_nobody_seconds_bucket", "target_info"} <= {name for name, _ in actual}
+
+
+# What the profiles of the package do not use.
+OF_ONES_OWN = """
+profile: features
+instruments:
+  own.work: {kind: histogram, unit: ms, brief: Work., attributes: [one, two, three, kind], bounds: [1, 10, 100, 1000]}
+  own.time: {kind: counter, unit: us, brief: Time., attributes: [kind]}
+  own.level: {kind: updowncounter, unit: '{thing}', brief: Level., attributes: [kind]}
+metrics:
+  own_work_seconds:
+    {type: histogram, unit: s, help: Work., source: {instrument: own.work, take: histogram}, buckets: [0.01, 0.1],
+     labels: {path: {from: ['/{one}/{two}:{three}!', '{one}-{two}', three], absent: 'none of "them" for $5 {one}'}}}
+  own_short_work_seconds:
+    {type: histogram, unit: s, help: Work., buckets: [0.001, 0.1],
+     source: {instrument: own.work, take: histogram, where: {two: null}},
+     labels: {kind: {from: kind, fold: lower, map: {select: y, y: z}, unmapped: keep, absent: ''}}}
+  own_work_seconds_total:
+    {type: counter, unit: s, help: Work., source: {instrument: own.work, take: sum, where: {kind: [SELECT, null, '7', 'true']}},
+     labels: {kind: {from: kind, map: {SELECT: select}, unmapped: rest, absent: absent}}}
+  own_work_total:
+    {type: counter, unit: '{work}', help: Work., source: {instrument: own.work, take: count},
+     labels: {kind: {from: kind, values: [select, SELECT, none], unmapped: none, absent: none}, one: {from: one, present: there, absent: gone}}}
+  own_time_seconds_total: {type: counter, unit: s, help: Time., source: {instrument: own.time, take: value}}
+  own_level: {type: gauge, unit: '{thing}', help: Level., source: {instrument: own.level, take: value}}
+  own_least: {type: gauge, unit: '{thing}', help: Level., source: {instrument: own.level, take: value}, merge: min}
+  own_most: {type: gauge, unit: '{thing}', help: Level., source: {instrument: own.level, take: value}, merge: max}
+  own_last: {type: gauge, unit: '{thing}', help: Level., source: {instrument: own.level, take: value}, merge: last}
+"""
+
+
+def test_views_of_ones_own_give_the_same_samples(way: Way, collector: str, tmp_path: Path) -> None:
+    """Whatever a profile may say: templates, maps, folds, conditions, other units, every merge; by `jeeves-otel collector`."""
+    profile, overlay = tmp_path / "own.yaml", tmp_path / "translation.yaml"
+    profile.write_text(OF_ONES_OWN, encoding="utf-8")
+    printed = CliRunner().invoke(main, ["collector", str(profile)])
+    assert printed.exit_code == 0, printed.stderr
+    overlay.write_text(printed.stdout, encoding="utf-8")
+    registry = load((str(profile),))
+    sidecar = Sidecar(collector, tmp_path, COLLECTOR_REMOTE_WRITE_URL=f"{way.prometheus.url}/api/v1/write")
+    with sidecar.running(overlay):
+        for seed in SEEDS[:4]:
+            service = Everything(seed, registry)
+            service.measure()
+            expected, actual = Way(sidecar, way.prometheus).both(service.collected(), registry)
+
+            assert [] == _differences(expected, actual)
+            named = {
+                part for name, metric in registry.metrics.items() if name.startswith("own") for part in _parts(metric)
+            }
+            assert set() == named - {name for name, _ in actual}
 
 
 def test_what_the_sdk_has_translated_passes_as_it_is(way: Way) -> None:
@@ -279,6 +330,27 @@ def test_the_mark_is_a_label_of_nothing(way: Way) -> None:
 
     assert {"service_version", "telemetry_sdk_name", "telemetry_sdk_language", "telemetry_sdk_version"} <= labels
     assert [] == [label for label in labels if "translated" in label]
+
+
+def test_the_merged_configuration_is_as_committed(collector: str) -> None:
+    """Beside the statements, which are in collector/translation.yaml; JEEVES_WRITE_GOLDEN=1 writes it anew."""
+    files = [part for name in (SIDECAR, BUNDLE / "translation.yaml") for part in ("--config", str(name))]
+    ended = subprocess.run(
+        [collector, "print-config", *files, "--feature-gates=otelcol.printInitialConfig"],
+        env=clean_environment(HOSTNAME="a-host"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    merged = yaml.safe_load(ended.stdout)
+    merged["processors"]["transform/translation"]["metric_statements"] = "those of collector/translation.yaml"
+    text = yaml.safe_dump(merged, width=1_000)
+    golden = Path(__file__).parent / "golden" / "sidecar-with-translation.yaml"
+    if os.environ.get("JEEVES_WRITE_GOLDEN") == "1":
+        golden.write_text(text, encoding="utf-8")
+
+    assert golden.read_text(encoding="utf-8") == text
 
 
 def _through(collector: str, folder: Path, message: ExportMetricsServiceRequest) -> ExportMetricsServiceRequest:
@@ -427,6 +499,16 @@ def test_bounds_that_are_not_the_promised_ones_leave_the_histogram_its_name(
     assert promised not in {name for name, _ in collector}
     assert collector[standard, (("http_route", "/"),)] == 1
     assert {value for (name, _), value in collector.items() if name == "jeeves_http_requests_total"} == {1}
+
+
+def test_bounds_that_are_not_the_promised_ones_are_never_under_a_promised_name(way: Way) -> None:
+    """Prometheus would call this standard name like the promised one."""
+    failsafe.set_strict(False)
+    service = Service([View(instrument_name="*", aggregation=ExplicitBucketHistogramAggregation([1, 2]))])
+    service.meter.create_histogram("jeeves.pipeline.duration", "s").record(1, {"jeeves.pipeline.name": "chat"})
+    _, collector = way.both(service.collected())
+
+    assert {"target_info", "jeeves_pipeline_executions_total"} == {name for name, _ in collector}
 
 
 def test_exponential_histograms_keep_their_name(collector: str, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ from jeeves_otel.generators.translation import LIMITS
 from jeeves_otel.registry import TRANSLATED, load
 from jeeves_otel.translation import Translator, marked
 from jeeves_otel.views import sdk_views
+from tests.conformance.events import Clock, Twin
+from tests.conformance.oracle import Oracle
 from tests.helpers import poll_until
 from tests.integration.collectors import BUNDLE, SIDECAR, Sidecar, clean_environment, resource, send
 from tests.integration.prometheus_server import Prometheus, prometheus_of_the_bundle
@@ -106,7 +109,7 @@ def way(collector: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wa
     with ExitStack() as stack:
         prometheus = stack.enter_context(prometheus_of_the_bundle(folder))
         sidecar = Sidecar(collector, folder, COLLECTOR_REMOTE_WRITE_URL=f"{prometheus.url}/api/v1/write")
-        stack.enter_context(sidecar.running("translation.yaml"))
+        stack.enter_context(sidecar.running("alerts.yaml", "translation.yaml"))
         yield Way(sidecar, prometheus)
 
 
@@ -258,6 +261,35 @@ def test_both_translations_give_the_same_samples(way: Way, seed: int) -> None:
     assert {"http_server_active_requests", "of_nobody_seconds_bucket", "target_info"} <= {name for name, _ in actual}
 
 
+def test_both_translations_give_the_same_samples_for_what_the_recording_api_records(
+    way: Way, make_pipeline: Callable[..., Pipeline], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random events of an agent service, in its own attributes, as if one library had recorded them all."""
+    pipeline = make_pipeline(keep_mapped=True)
+    Twin(pipeline, Oracle(), Random(1), Clock.installed(monkeypatch)).play(800)
+    collected = pipeline.reader.get_metrics_data()
+    assert collected is not None
+    expected, actual = way.both(_in_one_scope(collected))
+
+    assert [] == _differences(expected, actual)
+    ours = {metric.name for metric in REGISTRY.metrics.values() if metric.profile == "internal"}
+    promised = {part for name, metric in REGISTRY.metrics.items() if name not in ours for part in _parts(metric)}
+    assert set() == promised - {name for name, _ in actual}
+
+
+def _in_one_scope(data: MetricsData) -> MetricsData:
+    """Return *data* with the points of all scopes in the metrics of the first scope that has them."""
+    (only,) = data.resource_metrics
+    found: dict[str, Any] = {}
+    for metric in (metric for scope in only.scope_metrics for metric in scope.metrics):
+        known = found.setdefault(metric.name, metric)
+        if known is not metric:
+            points = [*known.data.data_points, *metric.data.data_points]
+            found[metric.name] = replace(known, data=replace(known.data, data_points=points))
+    scope = replace(only.scope_metrics[0], metrics=list(found.values()))
+    return replace(data, resource_metrics=[replace(only, scope_metrics=[scope])])
+
+
 # What the profiles of the package do not use.
 OF_ONES_OWN = """
 profile: features
@@ -321,12 +353,15 @@ def test_what_the_sdk_has_translated_passes_as_it_is(way: Way) -> None:
     assert "http_server_duration_milliseconds_bucket" in {name for name, _ in samples}
 
 
-def test_the_mark_is_a_label_of_nothing(way: Way) -> None:
-    """It goes before remote write; target_info is what it has always been."""
+@pytest.mark.parametrize("overlays", [(), ("translation.yaml",)], ids=["without", "with"])
+def test_the_mark_is_a_label_of_nothing(way: Way, collector: str, tmp_path: Path, overlays: tuple[str, ...]) -> None:
+    """With the overlay and without it target_info is what it has always been."""
     service = Service()
     service.http_request()
-    sdk, collector = way.both(service.collected())
-    labels = {label for _, pairs in (*sdk, *collector) for label, _ in pairs}
+    sidecar = Sidecar(collector, tmp_path, COLLECTOR_REMOTE_WRITE_URL=f"{way.prometheus.url}/api/v1/write")
+    with sidecar.running(*overlays):
+        sdk, _ = Way(sidecar, way.prometheus).both(service.collected())
+    labels = {label for _, pairs in sdk for label, _ in pairs}
 
     assert {"service_version", "telemetry_sdk_name", "telemetry_sdk_language", "telemetry_sdk_version"} <= labels
     assert [] == [label for label in labels if "translated" in label]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import shutil
 import subprocess
 import time
 from contextlib import ExitStack
@@ -77,12 +78,16 @@ class Way:
         self.sidecar, self.prometheus = sidecar, prometheus
 
     def send(self, message: ExportMetricsServiceRequest) -> None:
-        """Send *message*, and return when a metric that was sent after it has arrived."""
+        """Send *message*, and return when it has arrived."""
+        assert send(self.sidecar, message)
+        self.wait()
+
+    def wait(self) -> None:
+        """Return when a metric that is sent now has arrived."""
         mark = f"mark_{next(_numbers)}"
         point = NumberDataPoint(as_int=1, time_unix_nano=time.time_ns())
         scope = ScopeMetrics(metrics=[Metric(name=mark, gauge=Gauge(data_points=[point]))])
         last = ResourceMetrics(resource=resource(service_name="mark"), scope_metrics=[scope])
-        assert send(self.sidecar, message)
         assert send(self.sidecar, ExportMetricsServiceRequest(resource_metrics=[last]))
         poll_until(lambda: self.prometheus.query(mark), "what was sent last")
 
@@ -257,6 +262,7 @@ def test_both_translations_give_the_same_samples(way: Way, seed: int) -> None:
     expected, actual = way.both(service.collected())
 
     assert [] == _differences(expected, actual)
+    assert "transform" not in way.sidecar.log.read_text(encoding="utf-8")  # which is where a statement fails
     assert set() == {part for metric in REGISTRY.metrics.values() for part in _parts(metric)} - {n for n, _ in actual}
     assert {"http_server_active_requests", "of_nobody_seconds_bucket", "target_info"} <= {name for name, _ in actual}
 
@@ -290,6 +296,59 @@ def _in_one_scope(data: MetricsData) -> MetricsData:
     return replace(data, resource_metrics=[replace(only, scope_metrics=[scope])])
 
 
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the program of a service in Go, as the documentation sets it up."""
+    if shutil.which("go") is None:
+        pytest.skip("Go is not installed")
+    source, program = Path(__file__).parent / "apps" / "shop", tmp_path_factory.mktemp("shop") / "shop"
+    subprocess.run(["go", "build", "-mod=readonly", "-o", program, "."], cwd=source, timeout=280, check=True)
+    return program
+
+
+def test_a_service_in_go_has_the_promised_metrics(way: Way, shop: Path) -> None:
+    """Recorded by the SDK of its language in the convention's names, with two views for the bounds."""
+    endpoint = {"OTEL_EXPORTER_OTLP_ENDPOINT": way.sidecar.endpoints["http/protobuf"]}
+    subprocess.run([shop], env=clean_environment(**endpoint), timeout=60, check=True)
+    way.wait()
+    stored = way.stored("go")
+    llm, rpc, http = (
+        (("model", "gpt-4o"), ("provider", "azure")),
+        (("method", "/engine.v1.Engine/Execute"),),
+        (("method", "GET"), ("path", "/")),
+    )
+    numbers = {
+        ("jeeves_llm_calls_total", (*llm, ("status", "success"))): 1,
+        ("jeeves_llm_calls_total", (*llm, ("status", "error"))): 1,
+        ("jeeves_llm_provider_calls_total", (*llm, ("status", "success"))): 1,
+        ("jeeves_llm_provider_calls_total", (*llm, ("status", "error"))): 1,
+        ("jeeves_llm_tokens_total", (*llm, ("type", "prompt"))): 17,
+        ("jeeves_grpc_requests_total", (*rpc, ("status", "success"))): 1,
+        ("jeeves_http_requests_total", (*http, ("status_code", "200"))): 1,
+    }
+    for name, labels, values in (
+        ("jeeves_llm_duration_seconds", llm, [0.75, 3]),
+        ("jeeves_llm_provider_duration_seconds", llm, [0.75, 3]),
+        ("jeeves_grpc_request_duration_seconds", rpc, [0.25]),
+        ("jeeves_http_request_duration_seconds", http, [0.0625]),
+    ):
+        numbers |= {(f"{name}_count", labels): len(values), (f"{name}_sum", labels): sum(values)}
+        for bound in (*REGISTRY.metrics[name].buckets, math.inf):
+            le = "+Inf" if bound == math.inf else f"{bound:g}"
+            numbers[f"{name}_bucket", (("le", le), *labels)] = len([each for each in values if each <= bound])
+
+    assert {key: value for key, value in stored.items() if key[0] != "target_info"} == numbers
+
+
+def test_the_service_in_go_is_set_up_as_documented() -> None:
+    """What the page shows is what was run."""
+    root = Path(__file__).parents[2]
+    page = (root / "docs/howto/other-languages.md").read_text(encoding="utf-8")
+    source = (root / "tests/integration/apps/shop/main.go").read_text(encoding="utf-8")
+
+    assert page.split("```go\n")[1].split("```")[0] in source
+
+
 # What the profiles of the package do not use.
 OF_ONES_OWN = """
 profile: features
@@ -300,7 +359,7 @@ instruments:
 metrics:
   own_work_seconds:
     {type: histogram, unit: s, help: Work., source: {instrument: own.work, take: histogram}, buckets: [0.01, 0.1],
-     labels: {path: {from: ['/{one}/{two}:{three}!', '{one}-{two}', three], absent: 'none of "them" for $5 {one}'}}}
+     labels: {path: {from: ['/{one}/{two}:{three}!', '{one}-{two}', three], absent: "none of \\"them\\" for $5 ${env:HOME} {one}\\\\ 'é'\\n"}}}
   own_short_work_seconds:
     {type: histogram, unit: s, help: Work., buckets: [0.001, 0.1],
      source: {instrument: own.work, take: histogram, where: {two: null}},

@@ -49,7 +49,7 @@ class Limit(NamedTuple):
 LIMITS = (
     Limit("zeros", "A label marked `zero` exists with 0 for all its values as soon as one combination of the others does, a declared one from the start.", "A series begins with its first value, so `increase()` misses the first error."),
     Limit("limits", "An open label has `limit` values, then `other`.", "Every value keeps its name: bound what the service records."),
-    Limit("scopes", "Points of several scopes that get the same labels add up.", "They are two samples of one series at one time, of which one is stored, without a word: let one library record an instrument."),
+    Limit("scopes", "Points of several scopes that get the same labels add up.", "They are two samples of one series at one time, of which one is stored, not always the same, without a word: let one library record an instrument."),
     Limit("sources", "Points of several instruments that feed one metric with the same labels add up.", "As with scopes: let them differ in a label, as `outcome` of `orchestrator_requests_total`."),
     Limit("bounds", "A histogram is merged into the promised bounds if they are among its own, or left out and counted.", "It keeps its standard name unless its bounds are the needed ones, and the convention's beside them; where Prometheus would call it by a promised name (`jeeves.pipeline.duration`) it is dropped. What is made of its count and its sum is there."),
     Limit("exponential", "Exponential histograms are left out and counted.", "They keep their name, or are dropped, in the same way; what is made of count and sum is there."),

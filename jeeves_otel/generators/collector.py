@@ -106,9 +106,7 @@ def _translation(registry: Registry) -> dict[str, str]:
     width = max(map(len, bounds), default=0)
     return {
         "@translation@": translation.statements(registry),
-        "@bounds@": "\n".join(
-            f"#   {name:{width}}  {', '.join(f'{each:g}' for each in found)}" for name, found in bounds.items()
-        ),
+        "@bounds@": "\n".join(f"#   {name:{width}}  {translation.written(found)}" for name, found in bounds.items()),
         "@drop@": f'attributes["{translation.DROP}"] != nil',
         "@mark@": TRANSLATED,
     }

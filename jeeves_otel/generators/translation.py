@@ -89,6 +89,11 @@ def bounds(registry: Registry) -> dict[str, tuple[float, ...]]:
     return {name: found for name in registry.instruments if (found := registry.bounds_needed(name))}
 
 
+def written(numbers: Iterable[float]) -> str:
+    """Return *numbers* for a reader, without exponents."""
+    return ", ".join(map(_json_number, numbers))
+
+
 def page(registry: Registry) -> str:
     """Return the reference of what histograms need and of what the Collector cannot do."""
     lines = [
@@ -114,7 +119,7 @@ def page(registry: Registry) -> str:
             f"`{each}`" for each in dict.fromkeys([name, *(form.name for form in _forms_of(instrument))])
         )
         enough = "yes" if set(needed) <= set(instrument.bounds) else "no"
-        lines.append(f"| {spellings} | {', '.join(map(_json_number, needed))} | {enough} |")
+        lines.append(f"| {spellings} | {written(needed)} | {enough} |")
     lines += [
         "",
         "## What is different",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parse ``check``, ``render``, ``settings`` and ``demo``; print; set the exit code.
+"""Parse ``check``, ``render``, ``collector``, ``settings`` and ``demo``; print; set the exit code.
 
 Exit codes: 0 all is well, 1 findings or a failed run, 2 wrong usage.
 """
@@ -106,6 +106,21 @@ def rules(files: tuple[str, ...], into: str) -> None:
     }
     for path, text in written.items():
         _write(Path(into) / path, text)
+
+
+@main.command("collector")
+@click.argument("profiles", nargs=-1, metavar="[PROFILE]...")
+def print_overlay(profiles: tuple[str, ...]) -> None:
+    """Print translation.yaml, by which a Collector translates for services in other languages.
+
+    PROFILE is a profile of your own (YAML) or the name of one in the package; without any it is `jeeves`.
+    """
+    profiles = profiles or ("jeeves",)
+    registry, findings = checks.examine_all(profiles)
+    _print_findings(findings)
+    if any(finding.level is Level.VIOLATION for finding in findings):
+        sys.exit(1)
+    click.echo(generators.collector.overlay(profiles, registry), nl=False)
 
 
 @main.command("settings")

@@ -36,7 +36,7 @@ from jeeves_otel.failsafe import failsafe
 from jeeves_otel.llm_providers import LlmProviders, naming
 from jeeves_otel.metrics_page import MetricsPage, places
 from jeeves_otel.settings import mask
-from jeeves_otel.translation import Translator
+from jeeves_otel.translation import Translator, marked
 from jeeves_otel.views import sdk_views
 
 if TYPE_CHECKING:
@@ -187,6 +187,8 @@ class Outputs:
             reader: MetricReader = cls()
             self.said.append(f"metrics → {name}, untranslated: it is a reader of its own")
             return reader
+        if translate is not None and name.startswith("otlp"):
+            translate = _then_marked(translate)
         reader = _PushReader(
             reporting(cls, "metrics", target, translate)(),
             export_interval_millis=settings.metric_export_interval_s * 1_000,
@@ -283,6 +285,11 @@ def _span_preparer(settings: Settings, redactor: Redactor) -> Callable[[Any], An
         return redactor.spans
     name = naming(LlmProviders(settings.llm_providers))
     return lambda spans: redactor.spans(name(spans))
+
+
+def _then_marked(translate: Callable[[MetricsData], MetricsData]) -> Callable[[MetricsData], MetricsData]:
+    """Return *translate*, so that a Collector does not translate again what keeps its standard name beside (`both`)."""
+    return lambda data: marked(translate(data))
 
 
 def _target(signal: str, name: str, settings: Settings) -> str:

@@ -25,6 +25,8 @@ TAKES = ("value", "count", "sum", "histogram")
 MERGES = ("sum", "min", "max", "last")
 STABILITIES = ("stable", "release_candidate", "development", "project")
 OTHER = "other"
+# Of a resource whose metrics have promised names already: whoever translates behind it leaves it as it is.
+TRANSLATED = "jeeves.otel.translated"
 DEFAULT_LIMIT = 100
 PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 MOST_VALUES = 10_000
@@ -178,6 +180,17 @@ class Registry:
     def spelled(self, attribute: str) -> tuple[str, ...]:
         """Return *attribute* and its other spellings, in reading order."""
         return self.spellings.get(attribute, (attribute,))
+
+    def bounds_needed(self, instrument: str) -> tuple[float, ...]:
+        """Return the bounds of all histograms that are made from *instrument*, ascending, in its unit."""
+        per_second = PER_SECOND.get(self.instruments[instrument].unit, 1)
+        needed = {
+            bound * (per_second if metric.unit == "s" else 1)
+            for metric in self.metrics.values()
+            if any(each.instrument == instrument and each.take == "histogram" for each in metric.sources)
+            for bound in metric.buckets
+        }
+        return tuple(sorted(needed))
 
 
 @dataclass(slots=True)

@@ -25,12 +25,13 @@ from opentelemetry.sdk.metrics.export import (
     ScopeMetrics,
     Sum,
 )
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from jeeves_otel.exposition import prometheus_name
 from jeeves_otel.failsafe import swallow
 from jeeves_otel.labels import OVERFLOW_KEY, condition_function, label_function, overflow_labels
-from jeeves_otel.registry import PER_SECOND
+from jeeves_otel.registry import PER_SECOND, TRANSLATED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -242,6 +243,20 @@ class Translator:
         except Exception as error:  # noqa: BLE001 - as above
             swallow(f"translation.{family.view.metric.name}", error)
             return []
+
+
+def marked(data: MetricsData) -> MetricsData:
+    """Return *data*, translated, with the mark by which a Collector knows that it need not do so."""
+    return MetricsData(
+        [
+            ResourceMetrics(
+                Resource({**each.resource.attributes, TRANSLATED: True}, each.resource.schema_url),
+                each.scope_metrics,
+                each.schema_url,
+            )
+            for each in data.resource_metrics
+        ]
+    )
 
 
 # ---- points into families --------------------------------------------------------------------------------------------

@@ -50,16 +50,12 @@ def needed_attributes(registry: Registry) -> dict[str, set[str]]:
 
 
 def _bounds(instrument: Instrument, registry: Registry, *, keep_semconv: bool) -> list[float]:
-    bounds = set(instrument.bounds) if keep_semconv else set()
-    for metric in registry.metrics.values():
-        if any(source.instrument == instrument.name and source.take == "histogram" for source in metric.sources):
-            bounds.update(metric.buckets)
-    return sorted(bounds)
+    return sorted({*registry.bounds_needed(instrument.name), *(instrument.bounds if keep_semconv else ())})
 
 
 def _view(form: Form, keys: set[str], bounds: list[float], unit: str) -> View:
     if form.kind != "histogram":
         return View(instrument_name=form.name, attribute_keys=keys)
-    factor = PER_SECOND.get(form.unit, 1) if unit == "s" else 1
-    aggregation = ExplicitBucketHistogramAggregation(boundaries=[float(bound * factor) for bound in bounds])
+    spelled = [bound * PER_SECOND.get(form.unit, 1) / PER_SECOND.get(unit, 1) for bound in bounds]
+    aggregation = ExplicitBucketHistogramAggregation(boundaries=spelled)
     return View(instrument_name=form.name, attribute_keys=keys, aggregation=aggregation)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from jeeves_otel.registry import TRANSLATED
 from tests.helpers import counts_by, poll_until
 from tests.integration.launching import (
     LAUNCHER,
@@ -110,6 +111,7 @@ def test_names_setting_decides_what_leaves_over_otlp(
     assert standard == ("rpc.server.call.duration" in found)
     # Prometheus calls this one jeeves_pipeline_duration_seconds, which is promised, so it leaves alone or not at all.
     assert ("jeeves.pipeline.duration" in found) == (names == "semconv")
+    assert (TRANSLATED in http_receiver.resource()) == promised
 
 
 def test_resource_names_service_and_distribution(http_receiver: Receiver) -> None:

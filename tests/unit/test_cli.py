@@ -72,6 +72,28 @@ def test_stale_page_is_shown_as_a_diff(tmp_path: Path) -> None:
     assert "-old\n+new\n" in diffs["a.md"]
 
 
+def test_collector_prints_the_overlay_that_is_committed() -> None:
+    """Below the first lines, which say how it was made."""
+    result = CliRunner().invoke(main, ["collector"])
+    committed = (ROOT / "collector/translation.yaml").read_text(encoding="utf-8")
+
+    assert result.exit_code == 0
+    assert "`jeeves-otel collector jeeves`" in result.stdout
+    assert result.stdout.split("#\n", 1)[1] == committed.split("#\n", 1)[1]
+
+
+def test_collector_prints_no_overlay_for_a_profile_with_mistakes(tmp_path: Path) -> None:
+    """Every finding with its place instead, as a check does."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("profile: mine\nmetrics:\n  a: {type: conter}\n  b: {}\n")
+    result = CliRunner().invoke(main, ["collector", "jeeves", str(path)])
+
+    assert result.exit_code == 1
+    assert "mine.yaml:3" in result.stderr
+    assert "mine.yaml:4" in result.stderr
+    assert result.stdout == ""
+
+
 def test_every_metric_and_setting_is_in_the_reference() -> None:
     """Nothing promised is undocumented."""
     registry, _ = examine_all(profile_names())
@@ -83,7 +105,8 @@ def test_every_metric_and_setting_is_in_the_reference() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["--help"], ["check", "--help"], ["render", "-h"], ["settings", "-h"], ["demo", "-h"]]
+    "arguments",
+    [[], ["--help"], ["check", "--help"], ["render", "-h"], ["collector", "-h"], ["settings", "-h"], ["demo", "-h"]],
 )
 def test_help_is_there_for_every_command(arguments: list[str]) -> None:
     """A stranger can ask."""

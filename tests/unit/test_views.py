@@ -15,6 +15,7 @@ from tests.contract import facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from tests.helpers import Pipeline
 
@@ -51,6 +52,21 @@ def test_bounds_are_the_promised_ones_in_the_unit_of_each_spelling(
     point = _aggregated(name, unit, {}).data.data_points[0]
 
     assert tuple(bound * factor for bound in facts()[family].buckets) == tuple(point.explicit_bounds)
+
+
+def test_bounds_of_an_instrument_in_milliseconds_are_in_milliseconds(tmp_path: Path) -> None:
+    """A metric in seconds can be made of it, whose bounds are promised in seconds."""
+    profile = tmp_path / "own.yaml"
+    profile.write_text(
+        "profile: own\ninstruments: {own.work: {kind: histogram, unit: ms, bounds: [1, 1000]}}\n"
+        "metrics: {own_seconds: {type: histogram, unit: s, help: H., buckets: [0.01, 0.1], "
+        "source: {instrument: own.work, take: histogram}}}\n"
+    )
+    registry = load((str(profile),))
+    views = {view._instrument_name: view for view in sdk_views(registry, keep_semconv=True)}
+
+    assert [10, 100] == list(registry.bounds_needed("own.work"))
+    assert [1, 10, 100, 1_000] == views["own.work"]._aggregation._boundaries
 
 
 def test_bounds_of_the_convention_are_kept_where_its_names_leave() -> None:

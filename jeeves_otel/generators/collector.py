@@ -69,6 +69,9 @@ VARIABLES = (
     Variable("COLLECTOR_METRICS_TOKEN_FILE", None, "File with the token."),
     Variable("COLLECTOR_METRICS_USERNAME", None, "Name."),
     Variable("COLLECTOR_METRICS_PASSWORD", None, "Password."),
+    Variable("COLLECTOR_TENANT", None, "Whose metrics these are, for a store that serves several."),
+    Variable("COLLECTOR_CLUSTER", "jeeves-core", "Label cluster of every series in a store that several Prometheus, or sidecars, write to."),
+    Variable("COLLECTOR_ENVIRONMENT", "development", "Label environment of the same."),
 )
 # fmt: on
 _BY_NAME = {variable.name: variable for variable in VARIABLES}

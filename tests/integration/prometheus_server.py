@@ -11,7 +11,7 @@ import urllib.parse
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 import yaml
@@ -22,6 +22,7 @@ from tests.integration.launching import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+_Store = TypeVar("_Store", bound="Prometheus")
 NOT_IN_2_42 = {"otlp", "scrape_config_files"}
 
 
@@ -65,6 +66,24 @@ class Prometheus:
         """Return whether the server answers queries."""
         try:
             with urllib.request.urlopen(f"{self.url}/-/ready", timeout=5) as response:
+                return bool(response.status == 200)
+        except OSError:
+            return False
+
+
+class VictoriaMetrics(Prometheus):
+    """The same of VictoriaMetrics."""
+
+    def get(self, path: str, **parameters: str) -> Any:
+        """Return the data of an answer, new samples included, which would take seconds to be seen."""
+        with urllib.request.urlopen(f"{self.url}/internal/force_flush", timeout=10) as response:
+            response.read()
+        return super().get(path, **parameters)
+
+    def is_ready(self) -> bool:
+        """Return whether the server answers queries; its other page does so before."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=5) as response:
                 return bool(response.status == 200)
         except OSError:
             return False
@@ -133,7 +152,7 @@ def _program() -> str:
 
 
 @contextmanager
-def victoria_metrics(folder: Path) -> Iterator[Prometheus]:
+def victoria_metrics(folder: Path) -> Iterator[VictoriaMetrics]:
     """Run a single VictoriaMetrics, which answers the same queries; its data stays in *folder*."""
     program = shutil.which("victoria-metrics")
     if program is None:
@@ -142,7 +161,7 @@ def victoria_metrics(folder: Path) -> Iterator[Prometheus]:
     data, address = f"-storageDataPath={folder / 'data'}", f"-httpListenAddr=127.0.0.1:{port}"
     # Answers may lack the last half minute otherwise.
     fresh = ("-search.latencyOffset=0s", "-search.disableCache")
-    with _process([program, data, address, "-retentionPeriod=35d", *fresh], Prometheus(port)) as found:
+    with _process([program, data, address, "-retentionPeriod=35d", *fresh], VictoriaMetrics(port)) as found:
         yield found
 
 
@@ -164,7 +183,7 @@ def _running(config: Path, folder: Path, *flags: str, program: str | None = None
 
 
 @contextmanager
-def _process(command: list[str], found: Prometheus) -> Iterator[Prometheus]:
+def _process(command: list[str], found: _Store) -> Iterator[_Store]:
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         poll_until(found.is_ready, "the server to be ready")

@@ -166,25 +166,39 @@ def _page() -> str:
 def _statements(kinds: tuple[Kind, ...]) -> Iterator[str]:
     """Yield the groups of statements that take content out of spans and of their events, unless its kind is asked for.
 
-    By default everything goes, with one pattern per attribute instead of one per kind, and a comparison instead of a
-    pattern per group: these are what it costs.
+    By default everything goes, with one pattern per attribute instead of one per kind. What it costs are patterns, and
+    passes over all spans, so there are two and not one for each kind.
     """
     asked_for = _reference(_BY_NAME["JEEVES_OTEL_CONTENT"])
     nothing = f'"{asked_for}" == "none"'
     yield "      # Nothing is asked for: all kinds at once."
-    yield from _groups(kinds, nothing)
-    for kind in kinds:
-        yield f"      # {kind.name}: {kind.meaning}"
-        this = f'IsMatch("{asked_for}", "(?i)(^|[ ,])({kind.name}|all)([ ,]|\\\\z)")'
-        yield from _groups((kind,), f'"{asked_for}" != "none" and not {this}')
+    yield from _groups([(kinds, "")], nothing)
+    yield "      # Something is: kind by kind, but for those that may stay."
+    yield from (f"      #   {kind.name}: {kind.meaning}" for kind in kinds)
+    others = [((kind,), _unless(asked_for, kind)) for kind in kinds]
+    yield from _groups(others, f'"{asked_for}" != "none"')
 
 
-def _groups(kinds: tuple[Kind, ...], condition: str) -> Iterator[str]:
+def _unless(asked_for: str, kind: Kind) -> str:
+    """Return the condition that nobody has asked for *kind*."""
+    return f'not IsMatch("{asked_for}", "(?i)(^|[ ,])({kind.name}|all)([ ,]|\\\\z)")'
+
+
+def _groups(parts: list[tuple[tuple[Kind, ...], str]], condition: str) -> Iterator[str]:
+    """Yield one pass over spans and one over their events, in which each part goes under its own condition."""
     for context in ("span", "spanevent"):
         yield f"      - context: {context}"
         yield f"        conditions: [{_quoted(condition)}]"
         yield "        statements:"
-        yield from (f"          - {_quoted(statement)}" for statement in _removals(kinds, context))
+        for kinds, where in parts:
+            yield from (f"          - {_quoted(_where(each, where))}" for each in _removals(kinds, context))
+
+
+def _where(statement: str, condition: str) -> str:
+    """Return *statement* under a further *condition*, which may be empty."""
+    if not condition:
+        return statement
+    return f"{statement} and {condition}" if " where " in statement else f"{statement} where {condition}"
 
 
 def _removals(kinds: tuple[Kind, ...], context: str) -> Iterator[str]:
@@ -202,9 +216,12 @@ def _removals(kinds: tuple[Kind, ...], context: str) -> Iterator[str]:
 
 
 def _pattern(names: Iterable[str]) -> str:
-    """Return the regular expression that matches *names*, in which ``*`` stands for anything, as text of a statement."""
-    choices = "|".join(re.escape(name).replace(r"\*", ".*") for name in names)
-    return rf"(?s)^({choices})\z".replace("\\", "\\\\")
+    """Return the regular expression that matches *names*, in which ``*`` stands for anything, as text of a statement.
+
+    Sorted, and without a group to remember: so Go tries what they begin with once, and takes a third of the time.
+    """
+    choices = "|".join(re.escape(name).replace(r"\*", ".*") for name in sorted(names))
+    return rf"(?s)^(?:{choices})\z".replace("\\", "\\\\")
 
 
 def _quoted(text: str) -> str:

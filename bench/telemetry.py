@@ -11,8 +11,9 @@ from __future__ import annotations
 import http.client
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
@@ -32,10 +33,11 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 VARIANTS = 16  # requests that take turns, so that nothing learns one by heart
-_HTTP = {
+_Attributes = Mapping[str, str | float]
+_HTTP: _Attributes = {
     "http.request.method": "POST",
     "http.route": "/sessions/{name}/messages",
     "http.response.status_code": 200,
@@ -49,7 +51,7 @@ _HTTP = {
     "user_agent.original": "python-httpx/0.28.1",
     "http.request.body.size": 812,
 }
-_LLM = {
+_LLM: _Attributes = {
     "gen_ai.operation.name": "chat",
     "gen_ai.provider.name": "openai",
     "gen_ai.request.model": "gpt-4o-mini",
@@ -63,7 +65,7 @@ _LLM = {
     "server.port": 443,
     "jeeves.agent.name": "researcher",
 }
-_DATABASE = {
+_DATABASE: _Attributes = {
     "db.system.name": "postgresql",
     "db.namespace": "jeeves",
     "db.operation.name": "SELECT",
@@ -77,7 +79,7 @@ _DATABASE = {
     "network.peer.port": 5432,
     "thread.name": "worker-3",
 }
-_AGENT = {
+_AGENT: _Attributes = {
     "gen_ai.operation.name": "invoke_agent",
     "gen_ai.agent.name": "researcher",
     "gen_ai.agent.id": "agent-41",
@@ -132,7 +134,11 @@ def poster(load: Load, http_port: int, grpc_port: int) -> Callable[[bytes], None
         service = "trace.v1.TraceService" if load.signal == "traces" else "metrics.v1.MetricsService"
         channel = grpc.insecure_channel(f"127.0.0.1:{grpc_port}")
         call = channel.unary_unary(f"/opentelemetry.proto.collector.{service}/Export")
-        return lambda request: bytes(call(request, timeout=10)) and None
+
+        def post_over_grpc(request: bytes) -> None:
+            call(request, timeout=10)
+
+        return post_over_grpc
     connection = http.client.HTTPConnection("127.0.0.1", http_port, timeout=10)
 
     def post(request: bytes) -> None:
@@ -159,9 +165,14 @@ def _resource() -> Resource:
     )
 
 
-def _pairs(attributes: Mapping[str, str | float]) -> list[KeyValue]:
-    kinds = {str: "string_value", int: "int_value", float: "double_value"}
-    return [KeyValue(key=key, value=AnyValue(**{kinds[type(value)]: value})) for key, value in attributes.items()]
+def _pairs(attributes: _Attributes) -> list[KeyValue]:
+    return [KeyValue(key=key, value=_value(value)) for key, value in attributes.items()]
+
+
+def _value(value: str | float) -> AnyValue:
+    if isinstance(value, str):
+        return AnyValue(string_value=value)
+    return AnyValue(int_value=value) if isinstance(value, int) else AnyValue(double_value=value)
 
 
 def _spans(chance: random.Random, count: int) -> bytes:
@@ -182,12 +193,12 @@ def _spans(chance: random.Random, count: int) -> bytes:
         )
     scope = ScopeSpans(scope=InstrumentationScope(name="bench"), spans=made)
     message = ExportTraceServiceRequest(resource_spans=[ResourceSpans(resource=_resource(), scope_spans=[scope])])
-    return message.SerializeToString()
+    return bytes(message.SerializeToString())
 
 
 def _points(chance: random.Random, count: int) -> bytes:
     now, began = time.time_ns(), time.time_ns() - 10**12
-    times = {"time_unix_nano": now, "start_time_unix_nano": began}
+    times: dict[str, Any] = {"time_unix_nano": now, "start_time_unix_nano": began}
     counters, histograms = [], []
     for number in range(count):
         labels = _pairs({"provider": "openai", "model": f"model-{number}", "status": "success"})
@@ -196,7 +207,7 @@ def _points(chance: random.Random, count: int) -> bytes:
         else:
             buckets = [chance.randrange(1_000) for _ in range(9)]
             bounds = [0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30]
-            fields = {"count": sum(buckets), "sum": 1.5 * sum(buckets), "bucket_counts": buckets}
+            fields: dict[str, Any] = {"count": sum(buckets), "sum": 1.5 * sum(buckets), "bucket_counts": buckets}
             histograms.append(HistogramDataPoint(explicit_bounds=bounds, attributes=labels, **fields, **times))
     cumulative = AGGREGATION_TEMPORALITY_CUMULATIVE
     calls = Sum(data_points=counters, aggregation_temporality=cumulative, is_monotonic=True)
@@ -209,4 +220,4 @@ def _points(chance: random.Random, count: int) -> bytes:
     message = ExportMetricsServiceRequest(
         resource_metrics=[ResourceMetrics(resource=_resource(), scope_metrics=[scope])]
     )
-    return message.SerializeToString()
+    return bytes(message.SerializeToString())

@@ -184,7 +184,7 @@ def _unless(asked_for: str, kind: Kind) -> str:
     return f'not IsMatch("{asked_for}", "(?i)(^|[ ,])({kind.name}|all)([ ,]|\\\\z)")'
 
 
-def _groups(parts: list[tuple[tuple[Kind, ...], str]], condition: str) -> Iterator[str]:
+def _groups(parts: Iterable[tuple[tuple[Kind, ...], str]], condition: str) -> Iterator[str]:
     """Yield one pass over spans and one over their events, in which each part goes under its own condition."""
     for context in ("span", "spanevent"):
         yield f"      - context: {context}"

@@ -106,7 +106,7 @@ def _results(load: Load, program: str, turns: int, turn_s: float) -> list[Cost]:
     with ExitStack() as stack:
         competitors = _competitors(load, program, stack)
         requests = load.requests()
-        posts = [poster(load, each.collector.http, each.collector.grpc) for each in competitors]
+        posts = [stack.enter_context(poster(load, each.collector.http, each.collector.grpc)) for each in competitors]
         shares: list[list[float]] = [[] for _ in competitors]
         for each, post in zip(competitors, posts, strict=True):
             _turn(load, requests, each, post, min(WARM_UP_S, turn_s))

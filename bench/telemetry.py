@@ -12,6 +12,7 @@ import http.client
 import random
 import time
 from collections.abc import Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 VARIANTS = 16  # requests that take turns, so that nothing learns one by heart
 _Attributes = Mapping[str, str | float]
@@ -128,27 +129,25 @@ def send(load: Load, requests: list[bytes], seconds: float, post: Callable[[byte
     return count * load.each
 
 
-def poster(load: Load, http_port: int, grpc_port: int) -> Callable[[bytes], None]:
-    """Return what sends one request over a connection that stays open, and raises unless it is acknowledged."""
+@contextmanager
+def poster(load: Load, http_port: int, grpc_port: int) -> Iterator[Callable[[bytes], None]]:
+    """Yield what sends one request over a connection that stays open, and raises unless it is acknowledged."""
     if load.transport == "grpc":
         service = "trace.v1.TraceService" if load.signal == "traces" else "metrics.v1.MetricsService"
-        channel = grpc.insecure_channel(f"127.0.0.1:{grpc_port}")
-        call = channel.unary_unary(f"/opentelemetry.proto.collector.{service}/Export")
+        with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
+            call = channel.unary_unary(f"/opentelemetry.proto.collector.{service}/Export")
+            yield lambda request: call(request, timeout=10)
+        return
+    with closing(http.client.HTTPConnection("127.0.0.1", http_port, timeout=10)) as connection:
 
-        def post_over_grpc(request: bytes) -> None:
-            call(request, timeout=10)
+        def post(request: bytes) -> None:
+            connection.request("POST", f"/v1/{load.signal}", request, {"Content-Type": "application/x-protobuf"})
+            response = connection.getresponse()
+            said = response.read()
+            if response.status != 200:
+                raise RuntimeError(f"the Collector answers {response.status}: {said!r}")
 
-        return post_over_grpc
-    connection = http.client.HTTPConnection("127.0.0.1", http_port, timeout=10)
-
-    def post(request: bytes) -> None:
-        connection.request("POST", f"/v1/{load.signal}", request, {"Content-Type": "application/x-protobuf"})
-        response = connection.getresponse()
-        said = response.read()
-        if response.status != 200:
-            raise RuntimeError(f"the Collector answers {response.status}: {said!r}")
-
-    return post
+        yield post
 
 
 def _resource() -> Resource:

@@ -21,7 +21,7 @@ from tests.integration.collectors import BUNDLE as _BUNDLE, binary
 from tests.integration.launching import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 _Store = TypeVar("_Store", bound="Prometheus")
 NOT_IN_2_42 = {"otlp", "scrape_config_files"}
 
@@ -105,19 +105,21 @@ def prometheus(targets: Sequence[str], folder: Path) -> Iterator[Prometheus]:
 
 @contextmanager
 def prometheus_of_the_bundle(
-    folder: Path, *, old: bool = False, otlp: bool = False, jobs: str = ""
+    folder: Path, *, old: bool = False, otlp: bool = False, jobs: str = "", targets: Mapping[str, str] | None = None
 ) -> Iterator[Prometheus]:
-    """Run a server as the bundle says, with none of its targets; its data stays in *folder*.
+    """Run a server as the bundle says; its data stays in *folder*.
 
     Args:
         folder: Of this server alone.
         old: Debian's 2.42 instead of the version of the bundle.
         otlp: Whether it receives OTLP, too.
         jobs: What stands in ``scrape-enabled``, as YAML.
+        targets: ``{name of a file in targets, without its suffix: host:port}``; the others are empty.
     """
     config = configuration(folder, old=old)
-    for name in ("alertmanager", "otelcol"):
-        (folder / "targets" / f"{name}.yaml").write_text("[]\n", encoding="utf-8")
+    for file in (folder / "targets").iterdir():
+        address = (targets or {}).get(file.stem)
+        file.write_text(json.dumps([{"targets": [address]}] if address else []), encoding="utf-8")
     if jobs:
         (folder / "scrape-enabled").mkdir()
         (folder / "scrape-enabled" / "jobs.yaml").write_text(jobs, encoding="utf-8")

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.metrics.v1.metrics_pb2 import (
     AGGREGATION_TEMPORALITY_CUMULATIVE,
@@ -83,6 +84,24 @@ def test_the_jobs_of_the_seeds_are_valid_beside_the_configuration(tmp_path: Path
 def test_rules_about_the_collector_fire_when_they_should(*, old: bool) -> None:
     """Each fires on the first loss, and none in an outage that costs nothing."""
     assert "" == _checked("test", "rules", str(BUNDLE / "rules_test" / "collector.yaml"), old=old)
+
+
+def test_prometheus_knows_the_collector_its_rules_and_alertmanager(collector: str, tmp_path: Path) -> None:
+    """By the files of targets; and alerts carry the labels of the seeds."""
+    sidecar = Sidecar(collector, tmp_path, COLLECTOR_METRICS_EXPORTERS="[debug]")
+    addresses = {"otelcol": f"127.0.0.1:{sidecar.own}", "alertmanager": "127.0.0.1:9"}
+    with sidecar.running(), prometheus_of_the_bundle(tmp_path / "store", targets=addresses) as prometheus:
+        poll_until(lambda: prometheus.get("targets")["activeTargets"], "a target")
+        (target,) = prometheus.get("targets")["activeTargets"]
+        poll_until(lambda: prometheus.get("alertmanagers")["activeAlertmanagers"], "Alertmanager")
+        (alertmanager,) = prometheus.get("alertmanagers")["activeAlertmanagers"]
+        (group,) = prometheus.get("rules")["groups"]
+        known = yaml.safe_load(prometheus.get("status/config")["yaml"])
+
+    assert f"http://{addresses['otelcol']}/metrics" == target["scrapeUrl"]
+    assert "http://127.0.0.1:9/api/v2/alerts" == alertmanager["url"]
+    assert {"CollectorDown", "CollectorDrops"} <= {rule["name"] for rule in group["rules"]}
+    assert {"cluster": "jeeves-core", "environment": "development"} == known["global"]["external_labels"]
 
 
 # ---- what is sent --------------------------------------------------------------------------------------------------------

@@ -112,6 +112,12 @@ class Sidecar:
         except OSError:
             return False
 
+    @property
+    def pid(self) -> int:
+        """The id of the running process."""
+        assert self._process is not None
+        return self._process.pid
+
     def stop(self) -> float:
         """Send SIGTERM and return how long it took, in seconds; kill it after a minute."""
         began = time.monotonic()

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 
 from bench.telemetry import Load, poster, send
 from bench.timing import Result
-from tests.integration.collectors import Sidecar, binary
+from jeeves_otel.demo.parts import cached
+from tests.integration.collectors import Sidecar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -83,7 +84,7 @@ class Competitor:
 
 def sidecar_results(turns: int, turn_s: float = TURN_S) -> Iterator[list[Cost]]:
     """Load each Collector *turns* times (>= 2), for *turn_s* seconds each; yield the costs of one load after the other."""
-    program = binary()
+    program = cached()
     if program is None:
         raise SystemExit("there is no Collector in the cache; build it with: make collector")
     for load in LOADS:

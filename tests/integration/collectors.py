@@ -30,7 +30,7 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 
 from jeeves_otel.demo import processes
-from jeeves_otel.demo.parts import BUNDLE, cached as binary, clean_environment  # noqa: F401 - binary is for fixtures
+from jeeves_otel.demo.parts import BUNDLE, clean_environment
 from jeeves_otel.demo.processes import ChildError
 from tests.helpers import Samples, samples_of
 from tests.integration.launching import free_port

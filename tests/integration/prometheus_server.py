@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 import yaml
 
+from jeeves_otel.demo.parts import cached
 from tests.helpers import poll_until
-from tests.integration.collectors import BUNDLE as _BUNDLE, binary
+from tests.integration.collectors import BUNDLE as _BUNDLE
 from tests.integration.launching import free_port
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def promtool(*, old: bool = False) -> str:
 
 
 def _program() -> str:
-    program = binary("prometheus")
+    program = cached("prometheus")
     if program is None:
         pytest.skip("there is no Prometheus 3 in the cache; build it with: make prometheus")
     return program

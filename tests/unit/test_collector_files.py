@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
+import yaml
 
 from jeeves_otel.checks import load_checked
 from jeeves_otel.content import kinds
@@ -73,3 +75,15 @@ def test_every_name_of_content_is_in_the_statements_for_spans_and_for_events(nam
     spelled = {name: re.escape(name).replace(r"\*", ".*").replace("\\", "\\\\") for name in names}
 
     assert {} == {name: form for name, form in spelled.items() if text.count(form) < 2}
+
+
+def test_no_key_that_is_not_looked_at_holds_content_or_is_called_like_a_secret() -> None:
+    """What redaction ignores was chosen by code, whatever content is asked for."""
+    redaction = yaml.safe_load(CONFIGURATIONS["collector/sidecar.yaml"])["processors"]["redaction/traces"]
+    content = [name for kind in kinds().values() for name in (*kind.attributes, *kind.cut)]
+    ignored = redaction["ignored_keys"]
+    (secret,) = redaction["blocked_key_patterns"]
+
+    assert len(ignored) == len(set(ignored))
+    assert [] == [key for key in ignored if any(fnmatchcase(key, name) for name in content)]
+    assert [] == [key for key in ignored if re.search(secret.replace(r"\z", r"\Z"), key)]

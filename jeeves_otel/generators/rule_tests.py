@@ -29,6 +29,7 @@ _COARSE_S = 150  # where days are played; of windows of two minutes there is the
 _PER_STEP = 20  # events
 _SPARE = 2  # steps: a sample may come up to one late, and so may an evaluation
 _HOUR_S = 3_600
+_THOUSAND = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -443,7 +444,7 @@ def _written(case: Case) -> dict[str, str]:
 def _told_of(alert: Alert, labels: Mapping[str, str], value: float, at_s: float) -> Test:
     """Return the assertion that *alert* fires once with *labels*, and says what it should with *value*."""
     annotations = rules.symptom_alert(alert)["annotations"]
-    shown = {name: _rendered(text, labels, value) for name, text in annotations.items()}
+    shown = {name: rendered(text, labels, value) for name, text in annotations.items()}
     return {
         "eval_time": f"{int(at_s)}s",
         "alertname": alert.name,
@@ -451,14 +452,34 @@ def _told_of(alert: Alert, labels: Mapping[str, str], value: float, at_s: float)
     }
 
 
-def _rendered(text: str, labels: Mapping[str, str], value: float) -> str:
+def rendered(text: str, labels: Mapping[str, str], value: float) -> str:
     """Return *text* as Prometheus would show it: its labels, and its value by one of three functions."""
     text = re.sub(r"\{\{ \$labels\.(\w+) \}\}", lambda match: labels[match[1]], text)
     return re.sub(r"\{\{ \$value \| (\w+) \}\}", lambda match: _HUMANIZED[match[1]](value), text)
 
 
+def _humanized(value: float) -> str:
+    """Return *value* with four digits and a prefix of the SI, as Prometheus' function ``humanize`` does."""
+    prefixes = "kMGTPEZY" if abs(value) >= 1 else "munpfazy"
+    factor, prefix = (1 / _THOUSAND if abs(value) >= 1 else _THOUSAND), ""
+    while value and not 1 <= abs(value) < _THOUSAND and prefix != prefixes[-1]:
+        value, prefix = value * factor, prefixes[prefixes.find(prefix) + 1 if prefix else 0]
+    return f"{value:.4g}{prefix}"
+
+
+def _humanized_duration(value: float) -> str:
+    """Return *value* seconds in days, hours, minutes and seconds, from the largest that is not 0 on."""
+    if abs(value) < 1:
+        return f"{_humanized(value)}s"
+    whole, sign = int(abs(value)), "-" if value < 0 else ""
+    parts = [(whole // 86_400, "d"), (whole // 3_600 % 24, "h"), (whole // 60 % 60, "m"), (whole % 60, "s")]
+    while len(parts) > 1 and not parts[0][0]:
+        parts = parts[1:]
+    return f"{value:.4g}s" if len(parts) == 1 else sign + " ".join(f"{count}{unit}" for count, unit in parts)
+
+
 _HUMANIZED = {
     "humanizePercentage": lambda value: f"{value * 100:.4g}%",
-    "humanizeDuration": lambda value: f"{int(value // 60)}m {int(value % 60)}s" if value >= 60 else f"{value:.4g}s",  # noqa: PLR2004
-    "humanize": lambda value: f"{value:.4g}",
+    "humanizeDuration": _humanized_duration,
+    "humanize": _humanized,
 }

@@ -7,8 +7,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from jeeves_otel.demo.parts import cached
+from jeeves_otel.generators import rule_tests
+from jeeves_otel.objectives import FUNCTIONS
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = cached("prometheus")
@@ -61,3 +64,26 @@ def test_a_wrong_rule_fails_its_test(right: str, wrong: str, tmp_path: Path) -> 
 
     assert changed != rules
     assert 0 != _promtool("test", "rules", suite).returncode
+
+
+@pytest.mark.parametrize(
+    "value", ["0", "0.00123", "0.5", "1", "7.5", "59.9", "60", "999.4", "2000", "86400", "90061.5", "-90", "-1234567"]
+)
+def test_texts_are_rendered_as_prometheus_does(value: str, tmp_path: Path) -> None:
+    """The generated tests expect what each function of a text makes of a value."""
+    texts = {name: f"{{{{ $value | {name} }}}}" for name in FUNCTIONS}
+    expected = {name: rule_tests.rendered(text, {}, float(value)) for name, text in texts.items()}
+    rule = {"alert": "A", "expr": f"vector({value})", "annotations": texts}
+    test = {
+        "eval_time": "1m",
+        "alertname": "A",
+        "exp_alerts": [{"exp_labels": {}, "exp_annotations": expected}],
+    }
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "g", "rules": [rule]}]}), encoding="utf-8")
+    suite = tmp_path / "tests.yaml"
+    suite.write_text(
+        yaml.safe_dump({"rule_files": ["rules.yaml"], "tests": [{"alert_rule_test": [test]}]}), encoding="utf-8"
+    )
+    result = _promtool("test", "rules", suite)
+
+    assert (0, "") == (result.returncode, result.stderr)

@@ -295,3 +295,14 @@ def test_the_command_reports_every_finding_and_writes_nothing(tmp_path: Path) ->
     assert 1 == written.exit_code
     assert {"missing-key", "alert-name"} == set(re.findall(r"\[([\w-]+)\]", written.output))
     assert not (tmp_path / "out").exists()
+
+
+def test_the_example_of_the_documentation_is_judged_well(tmp_path: Path) -> None:
+    """Whoever copies it begins with something that works."""
+    page = (FOLDER.parents[2] / "docs/howto/objectives.md").read_text(encoding="utf-8")
+    example = re.search(r"```yaml\n(.*?)```", page, re.DOTALL)
+
+    assert example is not None
+    found, findings = _own(example[1], tmp_path)
+    assert [] == findings
+    assert ("ToolErrorBudgetBurn", "EventQueueGrows") == found.names

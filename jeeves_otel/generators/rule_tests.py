@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from jeeves_otel.generators import rules
@@ -414,50 +415,57 @@ def _rising_tests(alert: Alert, query: Rises, families: Families) -> Iterator[Te
     """Yield what *alert* says when each of its counters is born, rises, stands still, restarts, or is none of its business."""
     before = math.ceil(alert.window.seconds / _STEP_S) + 2 * _SPARE
     lasting = math.ceil((alert.window.seconds + alert.for_.seconds + alert.keep_firing_for.seconds) / _STEP_S)
-    due_s, over_s = before * _STEP_S + alert.for_.seconds, (before + lasting + _SPARE) * _STEP_S
     steps = before + lasting + 2 * _SPARE
-    for family in (families[name] for name in query.families):
-        asked = {label: values[0] for label, values in query.where}
-        of_it = {"job": "some", "instance": "some", **{label: _some(family, label) for label in family.labels}, **asked}
+    told_s = (before + _SPARE) * _STEP_S + alert.for_.seconds
+    asked = [dict(zip(dict(query.where), values, strict=True)) for values in product(*dict(query.where).values())]
+    for family, own in product((families[name] for name in query.families), asked):
+        of_it = {"job": "some", "instance": "some", **{label: _some(family, label) for label in family.labels}, **own}
         labels = {"severity": alert.severity, **alert.labels, **{label: of_it[label] for label in query.by}}
-        series = _series(family.name, of_it)
-        for how, values in {
-            "rises for the first time, from nothing": f"_x{before} 3x{steps - before - 1}",
-            "rises again": f"7x{before - 1} 9x{steps - before - 1}",
-        }.items():
-            yield {
-                "name": f"{alert.name}: {family.name} {how}",
-                "interval": f"{_STEP_S}s",
-                "input_series": [{"series": series, "values": values}],
-                "promql_expr_test": [
-                    _is_firing(alert.name, {}, due_s - _SPARE * _STEP_S, {}),
-                    _is_firing(alert.name, {}, due_s + _SPARE * _STEP_S, labels),
-                    _is_firing(alert.name, {}, over_s, {}),
-                ],
-                **(
-                    {"alert_rule_test": [_told_of(alert, labels, 3, due_s + _SPARE * _STEP_S)]}
-                    if values.startswith("_")
-                    else {}
-                ),
-            }
-        others = {
-            "stands still": (of_it, f"7x{steps}"),
-            "goes back to nothing, in a restart": (of_it, f"7x{before - 1} 0x{steps}"),
-            **{
-                f"rises where {label} is {value}": ({**of_it, label: value}, f"0+1x{steps}")
-                for label, found in (*query.excluded, *((label, ("another",)) for label, _ in query.where))
-                for value in found
-            },
+        moments = {
+            told_s - 2 * _SPARE * _STEP_S: {},
+            told_s: labels,
+            (before + lasting + _SPARE) * _STEP_S: {},
         }
-        for how, (found, values) in others.items():
+        firing = [_is_firing(alert.name, {}, at_s, expected) for at_s, expected in moments.items()]
+        where = "".join(f", {label} {value}," for label, value in own.items())
+        yield {
+            "name": f"{alert.name}: {family.name}{where} rises for the first time, from nothing",
+            "interval": f"{_STEP_S}s",
+            "input_series": _inputs({_series(family.name, of_it): f"_x{before} 3x{steps - before - 1}"}),
+            "promql_expr_test": firing,
+            "alert_rule_test": [_told_of(alert, labels, 3, told_s)],
+        }
+        yield {
+            "name": f"{alert.name}: {family.name}{where} rises again",
+            "interval": f"{_STEP_S}s",
+            "input_series": _inputs({_series(family.name, of_it): f"7x{before - 1} 9x{steps - before - 1}"}),
+            "promql_expr_test": firing,
+        }
+        for name, series in _still(query, family, of_it, before, steps).items():
             yield {
-                "name": f"{alert.name} is silent: {family.name} {how}",
+                "name": f"{alert.name} is silent: {family.name}{where} {name}",
                 "interval": f"{_STEP_S}s",
-                "input_series": [{"series": _series(family.name, found), "values": values}],
+                "input_series": _inputs(series),
                 "promql_expr_test": [
                     _is_firing(alert.name, {}, step * _STEP_S, {}) for step in (before - 1, before + 1, steps)
                 ],
             }
+
+
+def _still(
+    query: Rises, family: Family, labels: Mapping[str, str], before: int, steps: int
+) -> dict[str, dict[str, str]]:
+    """Return ``{what happens: series}`` of what is no rise, or is no business of *query*."""
+    others = [(label, value) for label, values in query.excluded for value in values]
+    others += [(label, "another") for label, _ in query.where]
+    return {
+        "stands still": {_series(family.name, labels): f"7x{steps}"},
+        "goes back to nothing, in a restart": {_series(family.name, labels): f"7x{before - 1} 0x{steps}"},
+        **{
+            f"rises where {label} is {value}": {_series(family.name, {**labels, label: value}): f"0+1x{steps}"}
+            for label, value in others
+        },
+    }
 
 
 def _case_tests(alert: Alert) -> Iterator[Test]:

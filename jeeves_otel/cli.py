@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jeeves_otel import checks, dashboards, generators, objectives
+from jeeves_otel import checks, dashboards, generators, objectives, routing
 from jeeves_otel.content import holds_rules, read_rules
 from jeeves_otel.documents import Finding, Level
 from jeeves_otel.queries import families_of
@@ -83,15 +83,18 @@ def render(*, only_check: bool) -> None:
         sys.exit(1)
     if only_check:
         sys.exit(1 if _print_stale(registry) else 0)
-    for path, text in _rendered(registry).items():
+    files = _rendered(registry)
+    for path, text in files.items():
         _write(_ROOT / path, text, path)
+    for path in generators.left_over(files, _ROOT):
+        _remove(_ROOT / path, path)
 
 
 @main.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False), metavar="FILE...")
 @click.option("--into", default=".", show_default=True, type=click.Path(file_okay=False), help="Folder to write into.")
 def rules(files: tuple[str, ...], into: str) -> None:
-    """Write rules for Prometheus, their tests for promtool, and runbooks, from objectives of your own.
+    """Write rules with their tests, runbooks and files for Alertmanager, from objectives of your own.
 
     FILE is YAML with `slos:` and `alerts:`; its `profile:` says whose metrics it speaks of.
     """
@@ -103,6 +106,7 @@ def rules(files: tuple[str, ...], into: str) -> None:
         **generators.rules.files(promised),
         **generators.rule_tests.files(promised, families),
         **generators.runbooks.files(promised),
+        **generators.alertmanager.files(promised, routing.load()),
     }
     for path, text in written.items():
         _write(Path(into) / path, text)
@@ -171,6 +175,15 @@ def _write(target: Path, text: str, shown: str = "") -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(text, encoding="utf-8", newline="\n")
     click.echo(shown or target)
+
+
+def _remove(target: Path, shown: str) -> None:
+    """Remove a file that was rendered once; what somebody has written stays, and is named."""
+    if generators.was_rendered(target):
+        target.unlink()
+        click.echo(f"{shown} (removed: nothing renders it any more)")
+    else:
+        click.echo(f"{shown} is in a folder where everything is rendered; move it elsewhere", err=True)
 
 
 def _specification(registry: Registry) -> tuple[objectives.Objectives, tuple[dashboards.Dashboard, ...], list[Finding]]:

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from jeeves_otel.documents import Place, did_you_mean, read
-from jeeves_otel.queries import Duration, Promql, Share, Slower, duration, families_of, read_query
+from jeeves_otel.queries import Duration, Level, Mean, Promql, Share, Slower, duration, families_of, read_query
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -30,7 +30,7 @@ _ALERT_NAME = re.compile(r"[A-Z][A-Za-z0-9]+")
 _SLO_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _ALERT_KEYS = (
     *("severity", "query", "window", "above", "below", "floor", "for", "keep_firing_for"),
-    *("summary", "description", "dashboard", "labels", "runbook", "cases", "always"),
+    *("summary", "description", "dashboard", "labels", "runbook", "cases", "always", "inhibited_by"),
 )
 _LABEL_PLACE = r" \$labels\.(\w+) "
 _VALUE_PLACE = r" \$value \| (\w+) "
@@ -162,6 +162,10 @@ class Alert:
     fires: tuple[Case, ...]
     silent: tuple[Case, ...]
     always: bool  # whether it is meant to fire all the time
+    inhibited_by: Mapping[
+        str, tuple[str, ...]
+    ]  # {worse alert: labels in which both agree}; then nobody is told of this one
+    file: str  # name of the rule file that it stands in
     where: Place
 
 
@@ -271,6 +275,8 @@ class _File:
         self._tiers = tiers
         self._slos = slos
         self._labels: Mapping[str, str] = {}
+        self._rules = "alerts"
+        self._named: list[tuple[str, Node]] = []  # alerts that others name, which may stand further down
 
     def read(self, path: Path) -> Objectives:
         """Return what the file at *path* promises."""
@@ -282,13 +288,22 @@ class _File:
             self.findings += document.findings
             return Objectives((), ())
         root, document = read(text, path.name if path.is_relative_to(FOLDER) else str(path))
-        top = root.fields(("profile", "labels", "slos", "alerts")) if not document.findings else {}
+        top = root.fields(("profile", "rules", "labels", "slos", "alerts")) if not document.findings else {}
+        self._rules = top["rules"].text() if "rules" in top else self._rules
+        if not _SLO_NAME.fullmatch(self._rules) or self._rules == "slos":
+            top["rules"].report(
+                "rules-name", f"`{self._rules}` is not a name for a file", "use small letters; not slos"
+            )
         self._labels = _texts(top.get("labels"))
         for name, node in top["slos"].fields().items() if "slos" in top else ():
             if name in self._slos:
                 node.report("duplicate-slo", f"{name} is promised already", "give it another name")
             self._slos[name] = self._slo(name, node)
         alerts = tuple(self._alert(*each) for each in top["alerts"].fields().items()) if "alerts" in top else ()
+        known = {*(slo.alert for slo in self._slos.values()), *(alert.name for alert in alerts)}
+        for name, node in self._named:
+            if name not in known:
+                node.report("unknown-alert", f"there is no alert `{name}`", did_you_mean(name, known))
         self.findings += document.findings
         return Objectives(tuple(slo for slo in self._slos.values() if slo.where.file == root.where.file), alerts)
 
@@ -361,7 +376,7 @@ class _File:
                 cases["fires"].report("missing-label", f"a case has no {', '.join(sorted(missing))}", hint)
         always = entry["always"].truth() if "always" in entry else False
         needed = {"fires"} if always else {"fires", "silent"}
-        if "query" in entry and isinstance(query, Promql) and not needed <= set(cases):
+        if "query" in entry and isinstance(query, Promql | Level | Mean) and not needed <= set(cases):
             node.report("untested-alert", f"{name} has no cases", "add `cases:` with `fires` and `silent`")
         return Alert(
             name=name,
@@ -381,6 +396,8 @@ class _File:
             fires=fires,
             silent=tuple(_case(each) for each in cases["silent"].items()) if "silent" in cases else (),
             always=always,
+            inhibited_by=self._inhibited_by(entry.get("inhibited_by"), (*query.by, *self._labels)),
+            file=self._rules,
             where=node.where,
         )
 
@@ -394,6 +411,16 @@ class _File:
                 return comparison, Decimal(str(slo.sli.than)).normalize()
             return comparison, _decimal(entry[key])
         return "", Decimal(0)
+
+    def _inhibited_by(self, node: Node | None, labels: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
+        """Return which alerts silence this one, and the labels in which they agree, which it must have."""
+        entries = node.fields() if node is not None else {}
+        for name, each in entries.items():
+            self._named.append((name, each))
+            for label in each.texts():
+                if label not in labels:
+                    each.report("unknown-label", f"the alert has no label `{label}`", did_you_mean(label, labels))
+        return MappingProxyType({name: each.texts() for name, each in entries.items()})
 
     def _runbook(self, node: Node | None) -> Runbook:
         if node is None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING
 
+from jeeves_otel import routing
 from jeeves_otel.content import kinds
-from jeeves_otel.generators import collector, dashboards, docs, rule_tests, rules, runbooks
+from jeeves_otel.generators import alertmanager, collector, dashboards, docs, rule_tests, rules, runbooks
 from jeeves_otel.queries import families_of
 
 if TYPE_CHECKING:
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from jeeves_otel.dashboards import Dashboard
     from jeeves_otel.objectives import Objectives
     from jeeves_otel.registry import Registry
+
+
+# Where every file is rendered: what else is there was rendered once, of something that is no more.
+FOLDERS = ("collector/rules", "collector/grafana/dashboards", "docs/runbooks", "tests/alertmanager", "tests/rules")
+_MARK = "Generated from jeeves_otel/data"
 
 
 def render(
@@ -48,6 +54,7 @@ def render(
         **rules.files(objectives),
         **rule_tests.files(objectives, families_of(registry)),
         **runbooks.files(objectives),
+        **alertmanager.files(objectives, routing.load()),
         **dashboards.files(pages),
     }
     if empty := [path for path, text in files.items() if not text.strip()]:
@@ -56,8 +63,8 @@ def render(
 
 
 def stale(files: Mapping[str, str], root: Path) -> dict[str, str]:
-    """Return ``{path: unified diff}`` for every file below *root* that differs from what would be rendered."""
-    diffs = {}
+    """Return ``{path: unified diff}`` for every file below *root* that differs from what would be rendered, or is left over."""
+    diffs = dict.fromkeys(left_over(files, root), "nothing renders it any more\n")
     for path, text in files.items():
         target = root / path
         committed = target.read_text(encoding="utf-8") if target.is_file() else ""
@@ -70,3 +77,20 @@ def stale(files: Mapping[str, str], root: Path) -> dict[str, str]:
             )
             diffs[path] = "".join(lines)
     return diffs
+
+
+def left_over(files: Mapping[str, str], root: Path) -> list[str]:
+    """Return the paths of files in `FOLDERS` below *root* that nothing renders, sorted."""
+    kinds = {path.rpartition(".")[2] for path in files}
+    there = {
+        path.relative_to(root).as_posix()
+        for folder in FOLDERS
+        for path in (root / folder).rglob("*")
+        if path.is_file() and path.suffix[1:] in kinds
+    }
+    return sorted(there - files.keys())
+
+
+def was_rendered(path: Path) -> bool:
+    """Return whether the file at *path* says that it was rendered, and so may be removed."""
+    return _MARK in path.read_text(encoding="utf-8", errors="replace")

@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from jeeves_otel.generators import rules
-from jeeves_otel.queries import Quantile, Rate, Share, Slower
+from jeeves_otel.queries import Quantile, Rate, Rises, Share, Slower
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -54,7 +55,7 @@ def files(objectives: Objectives, families: Families) -> dict[str, str]:
         for test in symptom_tests(alert, families):
             step_s = int(test["interval"].removesuffix("s"))
             # Objectives are recorded only where an alert asks for them: they are a hundred rules.
-            name = f"alerts{'-recorded' if asks_records(alert) else ''}{'-slow' if step_s > _STEP_S else ''}"
+            name = f"{alert.file}{'-recorded' if asks_records(alert) else ''}{'-slow' if step_s > _STEP_S else ''}"
             suites.setdefault(name, (step_s, []))[1].append(test)
     return {
         f"tests/rules/{name}.yaml": rules.document(
@@ -75,7 +76,8 @@ def asks_records(alert: Alert) -> bool:
 
 
 def _rule_files(suite: str) -> tuple[str, ...]:
-    return ("slos", "alerts") if "recorded" in suite else (suite.partition("-")[0],)
+    own, _, kind = suite.partition("-")
+    return ("slos", own) if "recorded" in kind else (own,)
 
 
 # ---- what is played ----------------------------------------------------------------------------------------------------
@@ -348,6 +350,8 @@ def symptom_tests(alert: Alert, families: Families) -> Iterator[Test]:
     """Yield the tests of one symptom: from its query where that has a shape, from its cases where it is written out."""
     if isinstance(alert.query, Share | Slower | Quantile | Rate):
         yield from _shaped_tests(alert, alert.query, families[alert.query.family])
+    elif isinstance(alert.query, Rises):
+        yield from _rising_tests(alert, alert.query, families)
     else:
         yield from _case_tests(alert)
 
@@ -406,6 +410,63 @@ def _worst(alert: Alert, query: Share | Slower | Quantile | Rate, family: Family
     if isinstance(query, Quantile):
         return family.buckets[-1]
     return 4 * float(alert.threshold) if isinstance(query, Rate) else 1.0
+
+
+def _rising_tests(alert: Alert, query: Rises, families: Families) -> Iterator[Test]:
+    """Yield what *alert* says when each of its counters is born, rises, stands still, restarts, or is none of its business."""
+    before = math.ceil(alert.window.seconds / _STEP_S) + 2 * _SPARE
+    lasting = math.ceil((alert.window.seconds + alert.for_.seconds + alert.keep_firing_for.seconds) / _STEP_S)
+    steps = before + lasting + 2 * _SPARE
+    told_s = (before + _SPARE) * _STEP_S + alert.for_.seconds
+    asked = [dict(zip(dict(query.where), values, strict=True)) for values in product(*dict(query.where).values())]
+    for family, own in product((families[name] for name in query.families), asked):
+        of_it = {"job": "some", "instance": "some", **{label: _some(family, label) for label in family.labels}, **own}
+        labels = {"severity": alert.severity, **alert.labels, **{label: of_it[label] for label in query.by}}
+        moments = {
+            told_s - 2 * _SPARE * _STEP_S: {},
+            told_s: labels,
+            (before + lasting + _SPARE) * _STEP_S: {},
+        }
+        firing = [_is_firing(alert.name, {}, at_s, expected) for at_s, expected in moments.items()]
+        where = "".join(f", {label} {value}," for label, value in own.items())
+        yield {
+            "name": f"{alert.name}: {family.name}{where} rises for the first time, from nothing",
+            "interval": f"{_STEP_S}s",
+            "input_series": _inputs({_series(family.name, of_it): f"_x{before} 3x{steps - before - 1}"}),
+            "promql_expr_test": firing,
+            "alert_rule_test": [_told_of(alert, labels, 3, told_s)],
+        }
+        yield {
+            "name": f"{alert.name}: {family.name}{where} rises again",
+            "interval": f"{_STEP_S}s",
+            "input_series": _inputs({_series(family.name, of_it): f"7x{before - 1} 9x{steps - before - 1}"}),
+            "promql_expr_test": firing,
+        }
+        for name, series in _still(query, family, of_it, before, steps).items():
+            yield {
+                "name": f"{alert.name} is silent: {family.name}{where} {name}",
+                "interval": f"{_STEP_S}s",
+                "input_series": _inputs(series),
+                "promql_expr_test": [
+                    _is_firing(alert.name, {}, step * _STEP_S, {}) for step in (before - 1, before + 1, steps)
+                ],
+            }
+
+
+def _still(
+    query: Rises, family: Family, labels: Mapping[str, str], before: int, steps: int
+) -> dict[str, dict[str, str]]:
+    """Return ``{what happens: series}`` of what is no rise, or is no business of *query*."""
+    others = [(label, value) for label, values in query.excluded for value in values]
+    others += [(label, "another") for label, _ in query.where]
+    return {
+        "stands still": {_series(family.name, labels): f"7x{steps}"},
+        "goes back to nothing, in a restart": {_series(family.name, labels): f"7x{before - 1} 0x{steps}"},
+        **{
+            f"rises where {label} is {value}": {_series(family.name, {**labels, label: value}): f"0+1x{steps}"}
+            for label, value in others
+        },
+    }
 
 
 def _case_tests(alert: Alert) -> Iterator[Test]:

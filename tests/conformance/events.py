@@ -42,7 +42,8 @@ PIPELINES = ("chat", "research", 'with "quotes" and \\', "ünïcode")
 AGENTS = ("planner", "writer", "critic")
 PROVIDERS = ("openai", "anthropic", "llamaserver", "azure.ai.openai", "azure.ai.inference", "mock")
 MODELS = ("gpt-4o", "claude-sonnet", None)
-ERRORS = ("TimeoutError", "httpx.ConnectError", "ValueError")
+ERRORS = ("TimeoutError", "httpx.ConnectError", "ValueError", "openai.RateLimitError", "429")
+OUTCOMES = {None: "success", "TimeoutError": "timeout", "openai.RateLimitError": "rate_limited", "429": "rate_limited"}
 COUNTED_OPERATIONS = ("chat", "text_completion", "generate_content")
 ROUTES = ("/users/{id}", "/chat", None)
 METHODS = {"GET": "GET", "POST": "POST", "DELETE": "DELETE", "QUERY": "QUERY", "BREW": "_OTHER", "_OTHER": "_OTHER"}
@@ -187,14 +188,17 @@ class Twin:
     # ---- LLM calls ---------------------------------------------------------------------------------------------------
 
     def expect_llm(
-        self, layers: str, provider: str | None, model: str | None, duration_s: float, *, failed: bool
+        self, layers: str, provider: str | None, model: str | None, duration_s: float, *, error: str | None
     ) -> None:
-        """Expect one call in the families of *layers*, ``engine``, ``provider`` or ``both``."""
+        """Expect one call in the families of *layers*, ``engine``, ``provider`` or ``both``, failed if there is an *error*."""
         labels = {"provider": _provider(provider), "model": model or "unknown"}
         for layer, stem in (("engine", "jeeves_llm"), ("provider", "jeeves_llm_provider")):
             if layers in {layer, "both"}:
-                self.oracle.add(f"{stem}_calls_total", **labels, status="error" if failed else "success")
+                self.oracle.add(f"{stem}_calls_total", **labels, status="error" if error else "success")
                 self.oracle.observe(f"{stem}_duration_seconds", duration_s, **labels)
+        if layers != "engine":
+            outcome = OUTCOMES.get(error, "error")
+            self.oracle.add("jeeves_llm_provider_outcomes_total", **labels, outcome=outcome)
 
     def expect_tokens(
         self, provider: str | None, model: str | None, prompt: int | None, completion: int | None
@@ -226,7 +230,7 @@ class Twin:
             layer=layer,
         )
         if operation != "embeddings":
-            self.expect_llm(layer or "both", provider, model, duration_s, failed=error is not None)
+            self.expect_llm(layer or "both", provider, model, duration_s, error=error)
             self.expect_tokens(provider, model, prompt, completion)
 
     def event_llm_call_without_client(self) -> None:
@@ -242,7 +246,7 @@ class Twin:
             duration_s = self._pass_time()
             if failed:
                 raise ValueError
-        self.expect_llm("both", provider, model, duration_s, failed=failed)
+        self.expect_llm("both", provider, model, duration_s, error="ValueError" if failed else None)
         self.expect_tokens(provider, model, prompt, completion)
 
     def _client_attempt(self, provider: str, model: str | None, *, failed: bool) -> bool:
@@ -250,8 +254,9 @@ class Twin:
         duration_s = self._value_for("jeeves_llm_provider_duration_seconds")
         prompt, completion = (None, None) if failed else self._tokens()
         client = self.rng.choice(sorted(self._clients))
-        self._clients[client].call(provider, model, duration_s, "APIError" if failed else None, prompt, completion)
-        self.expect_llm("provider", provider, model, duration_s, failed=failed)
+        error = self.rng.choice(ERRORS) if failed else None
+        self._clients[client].call(provider, model, duration_s, error, prompt, completion)
+        self.expect_llm("provider", provider, model, duration_s, error=error)
         self.expect_tokens(provider, model, prompt, completion)
         return prompt is not None or completion is not None
 
@@ -271,7 +276,7 @@ class Twin:
             if failed:
                 raise ValueError
         self._expect_agent("caller", duration_s, failed=failed)
-        self.expect_llm("engine", provider, model, duration_s, failed=failed)
+        self.expect_llm("engine", provider, model, duration_s, error="ValueError" if failed else None)
         if not any(reported):
             self.expect_tokens(provider, model, prompt, completion)
 
@@ -285,9 +290,9 @@ class Twin:
                 if instrumented:
                     self._client_attempt(provider, model, failed=False)
                 inside = self._pass_time()
-        self.expect_llm("engine", "gateway", "auto", before + inside, failed=False)
+        self.expect_llm("engine", "gateway", "auto", before + inside, error=None)
         if not instrumented:
-            self.expect_llm("provider", provider, model, inside, failed=False)
+            self.expect_llm("provider", provider, model, inside, error=None)
 
     def event_client_alone(self) -> None:
         """An instrumented client outside an llm_call is both layers; what it leaves out gets the promised default."""
@@ -296,7 +301,7 @@ class Twin:
         prompt, completion = self._tokens()
         client = self.rng.choice(sorted(self._clients))
         self._clients[client].call(provider, model, duration_s, error, prompt, completion)
-        self.expect_llm("both", provider, model, duration_s, failed=error is not None)
+        self.expect_llm("both", provider, model, duration_s, error=error)
         self.expect_tokens(provider, model, prompt, completion)
 
     # ---- edges -------------------------------------------------------------------------------------------------------

@@ -191,7 +191,7 @@ def test_two_scopes_and_colliding_providers_add_up(pipeline: Pipeline, twin: Twi
                     gen_ai__provider__name=provider,
                     gen_ai__request__model="gpt-4o",
                 )
-                twin.expect_llm("both", provider, "gpt-4o", duration_s, failed=False)
+                twin.expect_llm("both", provider, "gpt-4o", duration_s, error=None)
 
     _check(twin)
 
@@ -200,7 +200,7 @@ def test_missing_attributes_get_the_promised_defaults(pipeline: Pipeline, twin: 
     """A point without attributes is counted under the value that the contract names for their absence."""
     sdk = Sdk(pipeline, "bare")
     sdk.record("gen_ai.client.operation.duration", "s", 1.5, gen_ai__operation__name="chat")
-    twin.expect_llm("both", None, None, 1.5, failed=False)
+    twin.expect_llm("both", None, None, 1.5, error=None)
     sdk.record("http.server.request.duration", "s", 0.2)
     twin.expect_http("_OTHER", "unmatched", "0", 0.2)
     sdk.record("rpc.server.call.duration", "s", 0.2)
@@ -238,9 +238,9 @@ def test_attribute_of_old_conventions_names_the_provider(pipeline: Pipeline, twi
     sdk = Sdk(pipeline, "old")
     name = "gen_ai.client.operation.duration"
     sdk.record(name, "s", 1.0, gen_ai__operation__name="chat", gen_ai__system="anthropic")
-    twin.expect_llm("both", "anthropic", None, 1.0, failed=False)
+    twin.expect_llm("both", "anthropic", None, 1.0, error=None)
     sdk.record(name, "s", 1.0, gen_ai__operation__name="chat", gen_ai__system="old", gen_ai__provider__name="openai")
-    twin.expect_llm("both", "openai", None, 1.0, failed=False)
+    twin.expect_llm("both", "openai", None, 1.0, error=None)
 
     _check(twin)
 
@@ -309,7 +309,7 @@ def test_newer_genai_client_metrics_feed_the_same_families(pipeline: Pipeline, t
         sdk.record("gen_ai.client.inference.duration", "s", duration_s, **who)
         sdk.add("gen_ai.client.inference.usage.input_tokens", "{token}", 100, **who)
         sdk.add("gen_ai.client.inference.usage.output_tokens", "{token}", 7, **who)
-        twin.expect_llm("both", "openai", "gpt-5", duration_s, failed=False)
+        twin.expect_llm("both", "openai", "gpt-5", duration_s, error=None)
         twin.expect_tokens("openai", "gpt-5", 100, 7)
 
     _check(twin)
@@ -320,7 +320,7 @@ def test_what_was_recorded_wins_over_what_a_spelling_assumes(pipeline: Pipeline,
     sdk = Sdk(pipeline, "next")
     sdk.record("gen_ai.client.inference.duration", "s", 0.1, gen_ai__operation__name="embeddings")
     sdk.record("gen_ai.client.inference.duration", "s", 0.2)
-    twin.expect_llm("both", None, None, 0.2, failed=False)
+    twin.expect_llm("both", None, None, 0.2, error=None)
 
     _check(twin)
 
@@ -354,7 +354,7 @@ def test_two_generations_from_one_scope_count_once(pipeline: Pipeline, twin: Twi
         who = {"gen_ai__provider__name": "openai", "gen_ai__request__model": "m", "gen_ai__operation__name": "chat"}
         sdk.record("gen_ai.client.operation.duration", "s", 1.0, **who)
         sdk.record("gen_ai.client.inference.duration", "s", 1.0, **who)
-        twin.expect_llm("both", "openai", "m", 1.0, failed=False)
+        twin.expect_llm("both", "openai", "m", 1.0, error=None)
         sdk.record("gen_ai.client.token.usage", "{token}", 3, gen_ai__token__type="input", **who)
         sdk.add("gen_ai.client.inference.usage.input_tokens", "{token}", 3, **who)
         twin.expect_tokens("openai", "m", 3, None)

@@ -51,6 +51,7 @@ ARRIVES: list[tuple[str, dict[str, str], float]] = [
     ("jeeves_llm_calls_total", {**MODEL, "status": "success"}, 3),
     ("jeeves_llm_duration_seconds", MODEL, 3),
     ("jeeves_llm_provider_calls_total", {**MODEL, "status": "success"}, 3),
+    ("jeeves_llm_provider_outcomes_total", {**MODEL, "outcome": "success"}, 3),
     ("jeeves_llm_provider_duration_seconds", MODEL, 3),
     ("jeeves_llm_tokens_total", {**MODEL, "type": "prompt"}, 30),
     ("jeeves_llm_tokens_total", {**MODEL, "type": "completion"}, 3),

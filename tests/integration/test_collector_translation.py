@@ -322,6 +322,8 @@ def test_a_service_in_go_has_the_promised_metrics(way: Way, shop: Path) -> None:
         ("jeeves_llm_calls_total", (*llm, ("status", "error"))): 1,
         ("jeeves_llm_provider_calls_total", (*llm, ("status", "success"))): 1,
         ("jeeves_llm_provider_calls_total", (*llm, ("status", "error"))): 1,
+        ("jeeves_llm_provider_outcomes_total", (llm[0], ("outcome", "success"), llm[1])): 1,
+        ("jeeves_llm_provider_outcomes_total", (llm[0], ("outcome", "error"), llm[1])): 1,
         ("jeeves_llm_tokens_total", (*llm, ("type", "prompt"))): 17,
         ("jeeves_grpc_requests_total", (*rpc, ("status", "success"))): 1,
         ("jeeves_http_requests_total", (*http, ("status_code", "200"))): 1,

@@ -121,6 +121,15 @@ def test_every_promised_family_has_counted_something(scraped: Prometheus) -> Non
     assert [] == [name for name in names if not scraped.query(f"sum({name})").get((), 0) > 0]
 
 
+def test_what_the_provider_refuses_for_rate_is_counted_apart(scraped: Prometheus) -> None:
+    """The model server answers 429 now and then, 500, and not in time; every call has one outcome."""
+    outcomes = scraped.query("sum by (outcome) (jeeves_llm_provider_outcomes_total)")
+    counted = {dict(labels)["outcome"]: value for labels, value in outcomes.items()}
+
+    assert {"success", "rate_limited", "timeout", "error"} == {outcome for outcome, value in counted.items() if value}
+    assert sum(counted.values()) == scraped.query("sum(jeeves_llm_provider_calls_total)")[()]
+
+
 def test_both_processes_are_up_and_tell_their_series_apart(scraped: Prometheus) -> None:
     """The gateway serves HTTP, the kernel gRPC."""
     assert 2 == sum(scraped.query("up").values())

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -42,28 +43,34 @@ def test_every_rule_does_what_its_objective_says(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("right", "wrong"),
+    ("name", "right", "wrong"),
     [
-        ("> 0.01\n", "> 0.5\n"),
-        ("[5m]", "[10m]"),
-        ("for: 1m", "for: 3m"),
-        ("$labels.provider", "$labels.model"),
+        ("alerts", r">\n\s+0\.01\n", "> 0.5\n"),
+        ("alerts", r"\[5m\]", "[10m]"),
+        ("alerts", "for: 1m", "for: 3m"),
+        ("alerts", r"\$labels\.provider", "$labels.model"),
+        ("collector", r'exporter!~"[^"]+"', 'exporter!="alertmanager"'),
+        ("collector", r'\{receiver="otlp"\}', ""),
+        ("collector", r"unless\s+otelcol_exporter_enqueue_failed_spans_total", "unless up"),
+        ("collector", r"increase\(\s*otelcol_exporter_enqueue", "0 * increase(otelcol_exporter_enqueue"),
+        ("prometheus", r"< 1", "< 0"),
+        ("telemetry", "logs", "nothing"),
     ],
 )
-def test_a_wrong_rule_fails_its_test(right: str, wrong: str, tmp_path: Path) -> None:
+def test_a_wrong_rule_fails_its_test(name: str, right: str, wrong: str, tmp_path: Path) -> None:
     """The tests can fail: each of these slips has happened somewhere."""
     for folder in ("collector/rules", "tests/rules"):
         (tmp_path / folder).mkdir(parents=True)
-    rules = (ROOT / "collector/rules/alerts.yaml").read_text(encoding="utf-8")
-    changed = rules.replace(
-        right.replace("> 0.01\n", ">\n              0.01\n"), wrong.replace("> 0.5\n", ">\n              0.5\n")
-    )
-    (tmp_path / "collector/rules/alerts.yaml").write_text(changed, encoding="utf-8")
-    suite = tmp_path / "tests/rules/alerts.yaml"
-    suite.write_text((ROOT / "tests/rules/alerts.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    rules = (ROOT / f"collector/rules/{name}.yaml").read_text(encoding="utf-8")
+    changed = re.sub(right, lambda _: wrong, rules)
+    (tmp_path / f"collector/rules/{name}.yaml").write_text(changed, encoding="utf-8")
+    suite = tmp_path / f"tests/rules/{name}.yaml"
+    suite.write_text((ROOT / f"tests/rules/{name}.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    result = _promtool("test", "rules", suite)
 
     assert changed != rules
-    assert 0 != _promtool("test", "rules", suite).returncode
+    assert 0 != result.returncode
+    assert "parse error" not in result.stdout + result.stderr
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,33 @@ def test_stale_page_is_shown_as_a_diff(tmp_path: Path) -> None:
     assert "-old\n+new\n" in diffs["a.md"]
 
 
+def test_a_file_that_nothing_renders_any_more_is_stale(tmp_path: Path) -> None:
+    """In folders where everything is rendered: its runbook would outlive an alert, and its rule would still fire."""
+    gone = "docs/runbooks/Gone.md"
+    for path in (gone, "docs/runbooks/Here.md", "docs/other.md"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("a\n")
+    diffs = generators.stale({"docs/runbooks/Here.md": "a\n"}, tmp_path)
+
+    assert [gone] == list(diffs)
+
+
+@pytest.mark.parametrize(("text", "stays"), [("# Generated from jeeves_otel/data/x by …\n", False), ("mine\n", True)])
+def test_render_removes_what_was_rendered_and_only_names_what_was_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, *, stays: bool
+) -> None:
+    """Nobody loses a file that he put in the wrong place."""
+    monkeypatch.setattr("jeeves_otel.cli._ROOT", tmp_path)
+    (tmp_path / "pyproject.toml").touch()
+    left = tmp_path / "collector/rules/gone.yaml"
+    left.parent.mkdir(parents=True)
+    left.write_text(text, encoding="utf-8")
+    result = CliRunner().invoke(main, ["render"])
+
+    assert (0, stays) == (result.exit_code, left.exists())
+    assert "collector/rules/gone.yaml" in (result.stderr if stays else result.stdout)
+
+
 def test_collector_prints_the_overlay_that_is_committed() -> None:
     """Below the first lines, which say how it was made."""
     result = CliRunner().invoke(main, ["collector"])

@@ -247,6 +247,19 @@ def test_targets_of_prometheus_are_services_of_compose() -> None:
     assert "0.0.0.0" == compose["collector"]["environment"]["COLLECTOR_SELF_HOST"]  # noqa: S104 - inside a container
 
 
+def test_the_override_of_the_howto_replaces_the_configuration_of_alertmanager() -> None:
+    """At the path that compose starts it with; and its secrets are where the file looks for them."""
+    howto = (ROOT / "docs/howto/alerting.md").read_text(encoding="utf-8")
+    override = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", howto, re.DOTALL)[0])
+    places = dict(each.split(":")[:2] for each in override["services"]["alertmanager"]["volumes"])
+    file, folder = places
+    alertmanager = _compose()["services"]["alertmanager"]
+
+    assert f"--config.file={places[file]}" in alertmanager["command"]
+    assert f"./collector/alertmanager.yaml:{places[file]}:ro" in alertmanager["volumes"]
+    assert f"_file: {places[folder]}/" in (ROOT / file).read_text(encoding="utf-8")
+
+
 def test_default_backends_of_the_collector_are_services_of_compose() -> None:
     """Their names and ports are the defaults of its files."""
     compose = _compose()["services"]

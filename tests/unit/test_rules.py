@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 from decimal import Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +21,6 @@ from jeeves_otel.registry import load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 REGISTRY = load()
 OBJECTIVES, FINDINGS = examine(REGISTRY)
@@ -77,6 +77,25 @@ def test_what_every_alert_says_is_read_by_a_test(rule: dict[str, Any]) -> None:
     assert [] != same
     assert set(rule["annotations"]) == set(same[0]["exp_annotations"])
     assert [] == [text for text in same[0]["exp_annotations"].values() if "{{" in text or "<" in text]
+
+
+def test_every_alert_leads_to_a_runbook_and_every_runbook_belongs_to_an_alert() -> None:
+    """As files of this repository, with the headings that whoever is woken looks for."""
+    root = Path(__file__).parents[2]
+    linked = {
+        rule["alert"]: rule["annotations"]["runbook_url"].removeprefix(f"{rules.RUNBOOKS}/")
+        for rule in EVERY_RULE
+        if "alert" in rule
+    }
+    pages = {path.name: path.read_text(encoding="utf-8") for path in (root / "docs/runbooks").glob("*.md")}
+    index = pages.pop("README.md")
+
+    assert rules.RUNBOOKS.endswith("/docs/runbooks")
+    assert {name: f"{name}.md" for name in linked} == linked
+    assert set(pages) == set(linked.values()) == set(re.findall(r"^\| \[\w+\]\((\w+\.md)\)", index, re.MULTILINE))
+    assert {("Meaning", "Impact", "Diagnosis", "Mitigation", "Escalation")} == {
+        tuple(re.findall(r"^## (\w+)$", text, re.MULTILINE)) for text in pages.values()
+    }
 
 
 @pytest.mark.parametrize("rule", [rule for rule in EVERY_RULE if "record" in rule], ids=lambda rule: rule["record"])
@@ -185,6 +204,86 @@ slos:
 @pytest.mark.parametrize(
     ("query", "finding"),
     [
+        ("{rises: jeeves_otel_internal_error_total}", "unknown-metric"),
+        ("{rises: [jeeves_otel_internal_errors_total, jeeves_db_pool_size]}", "wrong-type"),
+        ("{rises: jeeves_otel_internal_errors_total, where: {place: lost}}", "unknown-label"),
+        ("{rises: []}", "no-value"),
+        ("{level: jeeves_db_pool_size}", "untested-alert"),
+    ],
+)
+def test_a_shape_that_asks_what_nobody_promises_is_a_finding(query: str, finding: str, tmp_path: Path) -> None:
+    """Counters that should stand still, and levels."""
+    _, findings = _own(
+        f"""
+alerts:
+  Own:
+    severity: info
+    query: {query}
+    summary: S
+    description: D
+    runbook: {{impact: I, diagnosis: [], mitigation: [], escalation: E}}
+""",
+        tmp_path,
+    )
+
+    assert [finding] == findings
+
+
+@pytest.mark.parametrize(
+    ("line", "finding"),
+    [
+        ("inhibited_by: {Owm: [service]}", "unknown-alert"),
+        ("inhibited_by: {Own: [instance]}", "unknown-label"),
+    ],
+)
+def test_an_alert_is_silenced_by_one_that_exists_in_labels_that_it_has(line: str, finding: str, tmp_path: Path) -> None:
+    """Else it is never silenced, or always: labels that both lack agree."""
+    _, findings = _own(
+        f"""
+labels: {{service: own}}
+alerts:
+  Own:
+    severity: info
+    query: {{rate: jeeves_interrupts_total}}
+    above: 1
+    {line}
+    summary: S
+    description: D
+    runbook: {{impact: I, diagnosis: [], mitigation: [], escalation: E}}
+""",
+        tmp_path,
+    )
+
+    assert [finding] == findings
+
+
+def test_labels_in_which_alerts_agree_are_labels_of_both() -> None:
+    """Where one lacks them, they never agree."""
+    labels = {
+        **{slo.alert: {"slo", *slo.labels} for slo in OBJECTIVES.slos},
+        **{alert.name: {*alert.query.by, *alert.labels} for alert in OBJECTIVES.alerts},
+    }
+    pairs = [(by, alert.name, equal) for alert in OBJECTIVES.alerts for by, equal in alert.inhibited_by.items()]
+
+    assert 4 == len(pairs)
+    assert [] == [pair for pair in pairs if not set(pair[2]) <= labels[pair[0]] & labels[pair[1]]]
+
+
+def test_alerts_stand_in_the_file_that_their_specification_names(tmp_path: Path) -> None:
+    """Those of the Collector can be loaded without those of Jeeves."""
+    _, findings = _own("rules: slos\nalerts: {}\n", tmp_path)
+    of_the_collector = RULES["collector/rules/collector.yaml"]["groups"][0]["rules"]
+
+    assert ["rules-name"] == findings
+    assert {alert.name for alert in OBJECTIVES.alerts if alert.file == "collector"} == {
+        rule["alert"] for rule in of_the_collector
+    }
+    assert {"slos", "alerts", "collector", "prometheus", "telemetry"} == {name[16:-5] for name in RULES}
+
+
+@pytest.mark.parametrize(
+    ("query", "finding"),
+    [
         ("sum(rate(jeeves_pipeline_executions_total[5m])", "promql-syntax"),
         ("rate(jeeves_pipelines_total[5m])", "unknown-metric"),
         ('rate(jeeves_pipeline_executions_total{outcome="error"}[5m])', "unknown-label"),
@@ -282,7 +381,7 @@ def test_the_command_writes_what_promtool_then_runs(tmp_path: Path) -> None:
     written = CliRunner().invoke(main, ["rules", str(own), "--into", str(tmp_path / "out")])
 
     assert (0, f"{own}: objectives, no violation\n") == (judged.exit_code, judged.output)
-    assert (0, 6) == (written.exit_code, len(written.output.splitlines()))
+    assert (0, 9) == (written.exit_code, len(written.output.splitlines()))
     assert (tmp_path / "out/docs/runbooks/ToolErrorBudgetBurn.md").is_file()
 
 

@@ -172,12 +172,12 @@ def _defaults(panel: Panel) -> Json:
         steps.append({"color": "red", "value": limit})
     return {
         "unit": panel.unit,
-        "min": None if panel.thresholds else 0,
+        "min": 0,
         **({"max": 1} if panel.kind == "bargauge" else {}),
         "noValue": "nothing" if panel.incident else "no data",
         "color": {"mode": "thresholds" if panel.kind != "timeseries" else "palette-classic"},
         "thresholds": {"mode": "absolute", "steps": steps},
-        **({"custom": _custom(limit is not None)} if panel.kind == "timeseries" else {}),
+        **({"custom": _custom(limited=len(steps) > 1)} if panel.kind == "timeseries" else {}),
     }
 
 
@@ -190,7 +190,7 @@ def _limit(panel: Panel) -> float | None:
     return float(panel.slo.budget)
 
 
-def _custom(limited: bool) -> Json:  # noqa: FBT001 - one fact
+def _custom(*, limited: bool) -> Json:
     return {
         "drawStyle": "line",
         "lineInterpolation": "linear",

@@ -63,7 +63,6 @@ def _data_source_variable() -> Json:
         "type": "datasource",
         "query": "prometheus",
         "hide": 0,
-        "current": {},
         "refresh": 1,
         "regex": "",
     }
@@ -75,17 +74,17 @@ def _alert_annotations() -> Json:
         "datasource": _SOURCE,
         "enable": True,
         "iconColor": "red",
-        "expr": 'ALERTS{alertstate="firing", severity=~"critical|warning"}',
-        "step": "30s",
+        "target": {"refId": "Anno", "expr": 'ALERTS{alertstate="firing", severity=~"critical|warning"}'},
         "titleFormat": "{{alertname}}",
         "textFormat": "{{severity}} {{slo}} {{tier}}",
-        "useValueForTime": False,
     }
 
 
 def _other_dashboards() -> Json:
     return {
         "title": "jeeves-otel",
+        "tooltip": "The other dashboards",
+        "icon": "external link",
         "type": "dashboards",
         "tags": ["jeeves-otel"],
         "asDropdown": True,
@@ -227,7 +226,6 @@ _OPTIONS: dict[str, Json] = {
     "table": {
         "showHeader": True,
         "cellHeight": "sm",
-        "footer": {"show": False, "reducer": ["sum"], "countRows": False},
     },
 }
 _TABLE = [

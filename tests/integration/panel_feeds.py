@@ -21,7 +21,7 @@ import yaml
 from rich.console import Console
 
 from jeeves_otel.demo import incidents, stage
-from jeeves_otel.demo.traffic import scripts
+from jeeves_otel.demo.traffic import USERS_AT_ONCE, Step, scripts
 from tests.helpers import poll_until
 from tests.integration.backends import INVALID, Spans
 from tests.integration.collectors import Sidecar, counter, resource, send, span, spans
@@ -35,7 +35,6 @@ ROOT = Path(__file__).parents[2]
 HEALTHY, INCIDENT = "healthy", "incident"
 FEEDS = ("scraped", "written")
 REQUESTS = 60  # of a round, of which there are as many as the time of a phase has room for
-SLOW = 20
 WELL_S, UNWELL_S = 8.0, 6.0  # longer than a window of a rate and the way of a sample
 INTERVAL_S = 1  # of scraping, exporting and evaluating; 15 s in the files that are shipped
 SMALL_QUEUE = 262_144  # bytes; with batches there is no smaller one
@@ -189,7 +188,8 @@ def _something_is_wrong(demo: stage.Stage, endpoint: str, port: int) -> Iterator
         METRICS_PORT=str(port),
     ) as unwell:
         with incidents.incident(incidents.SLOW, demo):
-            _send(demo, UNWELL_S, SLOW)
+            # One question of each; all of them would take a minute.
+            _ask(demo, [steps[:2] for steps in scripts(0, REQUESTS)[1:USERS_AT_ONCE]])
         with incidents.incident(incidents.DATABASE, demo):
             _send(demo, UNWELL_S)
         with incidents.incident(incidents.LLM, demo):
@@ -198,11 +198,15 @@ def _something_is_wrong(demo: stage.Stage, endpoint: str, port: int) -> Iterator
         yield
 
 
-def _send(demo: stage.Stage, seconds: float, requests: int = REQUESTS) -> None:
-    """Send rounds of *requests* for at least so many *seconds*."""
+def _send(demo: stage.Stage, seconds: float) -> None:
+    """Send rounds of requests for at least so many *seconds*."""
     ends = time.monotonic() + seconds
     for seed in itertools.count():
-        outcome = stage.send_all(Console(file=StringIO()), demo, scripts(seed, requests))
-        assert not outcome.broken
+        _ask(demo, scripts(seed, REQUESTS))
         if time.monotonic() > ends:
             return
+
+
+def _ask(demo: stage.Stage, users: list[list[Step]]) -> None:
+    outcome = stage.send_all(Console(file=StringIO()), demo, users)
+    assert not outcome.broken

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from rich.console import Console
 
-from jeeves_otel.demo import incidents, stage
+from jeeves_otel.demo import incidents, processes, stage
+from jeeves_otel.demo.parts import clean_environment
 from jeeves_otel.demo.traffic import USERS_AT_ONCE, Step, scripts
 from tests.helpers import poll_until
 from tests.integration.backends import INVALID, Spans
 from tests.integration.collectors import Sidecar, counter, resource, send, span, spans
 from tests.integration.launching import free_port, launched
-from tests.integration.prometheus_server import Prometheus, prometheus_with_rules
+from tests.integration.prometheus_server import Prometheus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -98,6 +99,32 @@ def quick_rules(folder: Path) -> Path:
 
 
 @contextmanager
+def _prometheus(program: str, folder: Path, jobs: Mapping[str, int], rules: Path) -> Iterator[Prometheus]:
+    """Run *program*, which scrapes the loopback ports of *jobs*, evaluates *rules*, and may be written to."""
+    folder.mkdir()
+    configuration = folder / "prometheus.yaml"
+    scraped = [{"job_name": job, "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]} for job, port in jobs.items()]
+    settings = {
+        "global": {"scrape_interval": f"{INTERVAL_S}s", "evaluation_interval": f"{INTERVAL_S}s"},
+        "rule_files": [str(rules)],
+        "storage": {"tsdb": {"out_of_order_time_window": "2h"}},
+        "scrape_configs": scraped,
+    }
+    configuration.write_text(json.dumps(settings), encoding="utf-8")
+    port = free_port()
+    command = [
+        program,
+        f"--config.file={configuration}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--web.enable-remote-write-receiver",
+    ]
+    with processes.running("Prometheus", command, clean_environment(), folder / "prometheus.log") as child:
+        child.wait_until_answering(f"http://127.0.0.1:{port}/-/ready")
+        yield Prometheus(port)
+
+
+@contextmanager
 def run(programs: Mapping[str, str], folder: Path) -> Iterator[Run]:
     """Play it, and yield both servers while they still answer; their files stay in *folder*."""
     backend = Spans()
@@ -115,7 +142,7 @@ def run(programs: Mapping[str, str], folder: Path) -> Iterator[Run]:
         rules = quick_rules(folder / "rules")
         servers = {
             feed: stack.enter_context(
-                prometheus_with_rules(
+                _prometheus(
                     programs["prometheus"],
                     folder / feed,
                     {"otelcol": own, "otelcol-full": full.own, **(jobs if feed == "scraped" else {})},

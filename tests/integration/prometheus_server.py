@@ -19,7 +19,7 @@ from tests.helpers import poll_until
 from tests.integration.launching import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
 
 _BUNDLE = Path(__file__).parents[2] / "collector"
@@ -82,25 +82,8 @@ def prometheus_of_the_bundle(folder: Path) -> Iterator[Prometheus]:
 
 
 @contextmanager
-def prometheus_with_rules(program: str, folder: Path, jobs: Mapping[str, int], rules: Path) -> Iterator[Prometheus]:
-    """Run *program*, which scrapes the loopback ports of *jobs* and evaluates *rules* every second, and may be written to."""
-    folder.mkdir()
-    config = folder / "prometheus.yml"
-    scraped = [{"job_name": job, "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]} for job, port in jobs.items()]
-    settings = {
-        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-        "rule_files": [str(rules)],
-        "storage": {"tsdb": {"out_of_order_time_window": "2h"}},
-        "scrape_configs": scraped,
-    }
-    config.write_text(json.dumps(settings), encoding="utf-8")
-    with _running(config, folder, "--web.enable-remote-write-receiver", program=program) as found:
-        yield found
-
-
-@contextmanager
-def _running(config: Path, folder: Path, *flags: str, program: str | None = None) -> Iterator[Prometheus]:
-    binary = program or shutil.which("prometheus")
+def _running(config: Path, folder: Path, *flags: str) -> Iterator[Prometheus]:
+    binary = shutil.which("prometheus")
     if binary is None:
         pytest.skip("no prometheus on the path (Debian: apt-get install prometheus)")
     port = free_port()

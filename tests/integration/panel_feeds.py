@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_DELTA
 from rich.console import Console
 
 from jeeves_otel.demo import incidents, processes, stage
@@ -38,6 +39,7 @@ FEEDS = ("scraped", "written")
 REQUESTS = 60  # of a round, of which there are as many as the time of a phase has room for
 WELL_S, UNWELL_S = 8.0, 6.0  # longer than a window of a rate and the way of a sample
 INTERVAL_S = 1  # of scraping, exporting and evaluating; 15 s in the files that are shipped
+OLD_MS = 3 * 86_400_000  # older than any Prometheus takes
 SMALL_QUEUE = 262_144  # bytes; with batches there is no smaller one
 RATE_INTERVAL = f"{4 * INTERVAL_S}s"  # Grafana: max(4 * timeInterval, step + timeInterval), the step no less than that
 
@@ -102,8 +104,11 @@ def quick_rules(folder: Path) -> Path:
 def _prometheus(program: str, folder: Path, jobs: Mapping[str, int], rules: Path) -> Iterator[Prometheus]:
     """Run *program*, which scrapes the loopback ports of *jobs*, evaluates *rules*, and may be written to."""
     folder.mkdir()
-    configuration = folder / "prometheus.yaml"
-    scraped = [{"job_name": job, "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]} for job, port in jobs.items()]
+    configuration, port = folder / "prometheus.yaml", free_port()
+    scraped = [
+        {"job_name": job, "static_configs": [{"targets": [f"127.0.0.1:{target}"]}]}
+        for job, target in {**jobs, "prometheus": port}.items()
+    ]
     settings = {
         "global": {"scrape_interval": f"{INTERVAL_S}s", "evaluation_interval": f"{INTERVAL_S}s"},
         "rule_files": [str(rules)],
@@ -111,7 +116,6 @@ def _prometheus(program: str, folder: Path, jobs: Mapping[str, int], rules: Path
         "scrape_configs": scraped,
     }
     configuration.write_text(json.dumps(settings), encoding="utf-8")
-    port = free_port()
     command = [
         program,
         f"--config.file={configuration}",
@@ -165,7 +169,7 @@ def run(programs: Mapping[str, str], folder: Path) -> Iterator[Run]:
         _send(demo, WELL_S)
         healthy = Phase(began, time.time())
         backend.behave(INVALID)
-        _overfill(full)
+        _lose(sidecar, full)
         stack.enter_context(_something_is_wrong(demo, endpoint, unwell))
         incident = Phase(healthy.ended, time.time())
         found = Run(servers, {HEALTHY: healthy, INCIDENT: incident})
@@ -188,10 +192,16 @@ def _full(program: str, folder: Path) -> Sidecar:
     )
 
 
-def _overfill(collector: Sidecar) -> None:
+def _lose(sidecar: Sidecar, full: Sidecar) -> None:
+    """Have points dropped as too old and as untranslatable by one Collector, and everything refused by the full one."""
     of, now_ms = resource(service_name="lost"), time.time_ns() // 1_000_000
-    send(collector, spans(of, span(1, name="x" * 2 * SMALL_QUEUE)))
-    send(collector, counter(of, "lost", 1, now_ms, now_ms - 1_000))
+    send(sidecar, counter(of, "old", 1, now_ms - OLD_MS, now_ms - OLD_MS - 1))
+    untranslatable = counter(of, "delta", 1, now_ms, now_ms - 1)
+    data = untranslatable.resource_metrics[0].scope_metrics[0].metrics[0].sum
+    data.aggregation_temporality = AGGREGATION_TEMPORALITY_DELTA
+    send(sidecar, untranslatable)
+    send(full, spans(of, span(1, name="x" * 2 * SMALL_QUEUE)))
+    send(full, counter(of, "lost", 1, now_ms, now_ms - 1))
 
 
 def _has_seen(server: Prometheus, moment: float) -> bool:
@@ -206,12 +216,15 @@ def _has_seen(server: Prometheus, moment: float) -> bool:
 
 @contextmanager
 def _something_is_wrong(demo: stage.Stage, endpoint: str, port: int) -> Iterator[None]:
-    """Have one incident after the other, and leave an application running whose telemetry is unwell."""
+    """Have one incident after the other, and leave an application running whose telemetry is unwell, and its spans lost."""
     with launched(
         "unwell.py",
         OTEL_SERVICE_NAME="jeeves-unwell",
         OTEL_EXPORTER_OTLP_ENDPOINT=endpoint,
         OTEL_METRIC_EXPORT_INTERVAL="1000",
+        OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=f"http://127.0.0.1:{free_port()}/v1/traces",
+        OTEL_BSP_SCHEDULE_DELAY="500",
+        OTEL_TRACES_SAMPLER_ARG="1",
         METRICS_PORT=str(port),
     ) as unwell:
         with incidents.incident(incidents.SLOW, demo):

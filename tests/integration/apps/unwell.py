@@ -3,7 +3,7 @@
 
 import sys
 
-from jeeves_otel import record_feature_usage, record_queue_depth
+from jeeves_otel import pipeline, record_feature_usage, record_queue_depth
 
 FEATURES = 250  # the profile keeps 200
 
@@ -17,6 +17,8 @@ def main() -> None:
     record_queue_depth("broken", _broken)
     for number in range(FEATURES):
         record_feature_usage(f"feature {number}")
+    with pipeline("unwell"):
+        pass
     print("ready", flush=True)
     sys.stdin.read()
 

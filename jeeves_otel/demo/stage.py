@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from jeeves_otel.demo import incidents
 from jeeves_otel.demo.processes import free_ports, running
 from jeeves_otel.demo.samples import parse, series_of, total
+from jeeves_otel.demo.store import Store
 from jeeves_otel.demo.traffic import Outcome, Step, send
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ def set_up(
     """
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jeeves-demo-")))
     database = folder / "demo.db"
+    # Before kernel and gateway, which start at the same time: each would find it empty, and one of them fail.
+    Store(f"sqlite:///{database}").close()
     port, metrics_port, kernel_port, kernel_metrics_port, model_port = free_ports(5)
     port, metrics_port = ports.gateway or port, ports.metrics or metrics_port
     kernel_metrics_port = ports.kernel_metrics or kernel_metrics_port

@@ -2,7 +2,8 @@
 """A language model that costs nothing: an OpenAI-compatible server whose answers come from a seed.
 
 In: chat completions, plain or streamed. Out: answers, delays and failures that depend on nothing but the seed, the
-request, and how often that same request has come before. It has no telemetry: it stands for somebody else's service.
+request, how often that same request has come before, and the incident that somebody has asked for. It has no telemetry:
+it stands for somebody else's service.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 DELAYS_S = (0.005, 0.12)
 HANG_S = 3.0  # longer than any client waits
+SIGN_OF_LIFE_S = 0.25  # shorter
 RATE_LIMITED, BROKEN, HANGING = 0.03, 0.02, 0.01  # shares of calls, ratio
 
 _WORDS = [
@@ -90,10 +92,21 @@ class Completion(BaseModel):
         return self.messages[-1].content
 
 
+class Incident(BaseModel):
+    """What is wrong with the server just now, as shares of its calls."""
+
+    failing: float = Field(default=0.0, ge=0, le=1)
+    delayed: float = Field(default=1.0, ge=0, le=1)
+    delay_s: float = Field(default=0.0, ge=0)
+    babbling: float = Field(default=0.0, ge=0, le=1)  # prose for those who asked for JSON
+    usual: bool = True  # whether the few calls fail that always do
+
+
 def create_app(seed: int) -> FastAPI:
     """Return the server for *seed*. Its memory of requests is its own; one event loop may use it."""
     app = FastAPI(title="language model", telemetry={"metrics": False, "tracing": False, "logs": False})
     seen: Counter[str] = Counter()
+    now = Incident()
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -103,20 +116,35 @@ def create_app(seed: int) -> FastAPI:
     async def calls() -> dict[str, int]:
         return {"calls": seen.total()}
 
+    @app.put("/incident")
+    async def begin(wanted: Incident) -> Incident:
+        """Let calls fail or take longer from now on; without a body's fields, all is well again."""
+        for name, value in wanted:
+            setattr(now, name, value)
+        return now
+
     @app.post("/v1/chat/completions", response_model=None)
     async def complete(asked: Completion) -> JSONResponse | StreamingResponse:
         request = asked.model_dump_json()
         seen[request] += 1
         digest = hashlib.sha256(f"{seed} {seen[request]} {request}".encode()).digest()
         chance = random.Random(digest)
-        failure = await _fail(chance)
+        # Of its own chance, so that an incident does not change what is answered without it.
+        bad_luck = random.Random(b"incident" + digest)
+        if bad_luck.random() < now.failing:
+            return _error(503, "overloaded")
+        failure = await _fail(chance) if now.usual else None
         if failure is not None:
             return failure
         await asyncio.sleep(chance.uniform(*DELAYS_S))
-        text = answer(asked, chance)
+        text = _prose(chance) if bad_luck.random() < now.babbling else answer(asked, chance)
+        delay_s = now.delay_s if bad_luck.random() < now.delayed else 0.0
         if asked.stream:
-            return StreamingResponse(_chunks(asked, text), media_type="text/event-stream")
-        return JSONResponse(_reply(asked, text))
+            return StreamingResponse(
+                _slowly(delay_s, ":\n\n", _chunks(asked, text)), media_type="text/event-stream"
+            )
+        body = _slowly(delay_s, " ", _once(json.dumps(_reply(asked, text))))
+        return StreamingResponse(body, media_type="application/json")
 
     return app
 
@@ -195,6 +223,19 @@ def _reply(asked: Completion, text: str) -> dict[str, Any]:
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
     head = {"id": "chatcmpl-demo", "object": "chat.completion", "created": 0, "model": f"{asked.model}-2024-08-06"}
     return {**head, "choices": [choice], "usage": _usage(asked, text)}
+
+
+async def _slowly(delay_s: float, sign_of_life: str, body: AsyncIterator[str]) -> AsyncIterator[str]:
+    """Yield *body* after a delay, through which signs of life keep a client from giving up, as providers do."""
+    for _ in range(round(delay_s / SIGN_OF_LIFE_S)):
+        yield sign_of_life
+        await asyncio.sleep(SIGN_OF_LIFE_S)
+    async for piece in body:
+        yield piece
+
+
+async def _once(text: str) -> AsyncIterator[str]:
+    yield text
 
 
 async def _chunks(asked: Completion, text: str) -> AsyncIterator[str]:

@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from jeeves_otel.demo import incidents
 from jeeves_otel.demo.processes import free_ports, running
 from jeeves_otel.demo.samples import parse, series_of, total
 from jeeves_otel.demo.traffic import Outcome, Step, send
@@ -54,6 +55,7 @@ class Stage:
     url: str
     metrics_urls: tuple[str, ...]
     model_url: str
+    database: Path
 
     def check(self) -> None:
         """Raise `ChildError` if a process of the service has ended."""
@@ -96,6 +98,7 @@ def set_up(
         ChildError: A process does not start.
     """
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jeeves-demo-")))
+    database = folder / "demo.db"
     port, metrics_port, kernel_port, kernel_metrics_port, model_port = free_ports(5)
     port, metrics_port = ports.gateway or port, ports.metrics or metrics_port
     kernel_metrics_port = ports.kernel_metrics or kernel_metrics_port
@@ -111,7 +114,7 @@ def set_up(
         "OTEL_TRACES_SAMPLER_ARG": f"{sampled:g}",
         "OTEL_METRIC_EXPORT_INTERVAL": "1000",
         "OTEL_BSP_SCHEDULE_DELAY": "500",
-        "DATABASE_URL": f"sqlite:///{folder / 'demo.db'}",
+        "DATABASE_URL": f"sqlite:///{database}",
         **(settings or {}),
     }
     kernel_settings = {
@@ -135,7 +138,7 @@ def set_up(
     model.wait_until_answering(f"{model_url}/calls")
     gateway.wait_until_answering(f"http://127.0.0.1:{port}/metrics")
     pages = tuple(f"http://127.0.0.1:{each}/metrics" for each in (metrics_port, kernel_metrics_port))
-    return Stage(gateway, kernel, f"http://127.0.0.1:{port}", pages, model_url)
+    return Stage(gateway, kernel, f"http://127.0.0.1:{port}", pages, model_url, database)
 
 
 def _of_the_model(port: int) -> dict[str, str]:
@@ -177,8 +180,22 @@ def _announce(console: Console, *processes: tuple[list[str], dict[str, str]]) ->
     console.print("Without OTEL_TRACES_SAMPLER_ARG one trace in ten is sampled.\n")
 
 
-def send_all(console: Console, stage: Stage, users: list[list[Step]]) -> Outcome:
-    """Send what *users* ask, show how far it is, and return what came back."""
+def send_all(console: Console, stage: Stage, users: list[list[Step]], kind: str | None = None) -> Outcome:
+    """Send what *users* ask, show how far it is, and return what came back.
+
+    With a *kind* of incident, something is wrong while the second half of the users ask.
+    """
+    if kind is None:
+        return _send(console, stage, users)
+    well, unwell = users[: len(users) // 2], users[len(users) // 2 :]
+    outcome = _send(console, stage, well)
+    console.print(f"From now on {incidents.KINDS[kind]}.")
+    with incidents.incident(kind, stage):
+        outcome.add(_send(console, stage, unwell))
+    return outcome
+
+
+def _send(console: Console, stage: Stage, users: list[list[Step]]) -> Outcome:
     total = sum(len(steps) for steps in users)
     if not console.is_terminal:
         console.print(f"Sending {total} requests of {len(users)} users…")

@@ -22,6 +22,7 @@ from bench.queried import sqlalchemy_group
 from bench.recorded import fastapi_group, http_group, llm_group
 from bench.scraped import scrape_group
 from bench.served import served_group
+from bench.sidecar import TURN_S, print_costs, sidecar_results
 from bench.started import print_starts, start_results
 from bench.timing import measure
 
@@ -42,6 +43,7 @@ GROUPS = {
     "scrape": scrape_group,
 }
 START = "start"  # processes, and no events
+SIDECAR = "sidecar"  # only if it is asked for: it needs a Collector, and minutes
 PACKAGES = ("opentelemetry-sdk", "prometheus-client", "fastapi", "openai", "opentelemetry-instrumentation-genai-openai")
 
 
@@ -54,9 +56,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--rounds", type=int, default=31, help="turns of each competitor, at least 2 (default: %(default)s)"
     )
     parser.add_argument(
-        "--only", choices=[*GROUPS, START], action="append", help="this group; may be repeated (default: all)"
+        "--only",
+        choices=[*GROUPS, START, SIDECAR],
+        action="append",
+        help="this group; may be repeated (default: all but sidecar)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures, in seconds per event")
+    parser.add_argument(
+        "--turn",
+        type=float,
+        default=TURN_S,
+        metavar="S",
+        help="how long sidecar loads each, seconds (default: %(default)s)",
+    )
     options = parser.parse_args(arguments)
     if options.rounds < 2:
         parser.error("--rounds must be at least 2")
@@ -69,6 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             starts = start_results(options.rounds)
             print_starts(starts)
             results += starts
+        elif name == SIDECAR:
+            for costs in sidecar_results(options.rounds, options.turn):
+                print_costs(costs)
+                results += costs
         else:
             results += _print_table(measure(GROUPS[name](), options.rounds))
     print(f"\n{perf_counter() - start:.0f} s in all. Compare ratios of one run, never times of two.")

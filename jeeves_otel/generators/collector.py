@@ -43,9 +43,10 @@ class Variable(NamedTuple):
 # fmt: off
 VARIABLES = (
     Variable("COLLECTOR_TRACES_EXPORTERS", "[otlp_grpc/traces]", "Where spans go; [debug] counts them on the log."),
-    Variable("COLLECTOR_METRICS_EXPORTERS", "[otlp_grpc/rw_hop]", "Where metrics go; [debug] counts them on the log."),
+    Variable("COLLECTOR_METRICS_EXPORTERS", "[otlp_grpc/rw_hop]", "Where metrics go; [otlp_http/prometheus] is the OTLP receiver of Prometheus 3, [debug] counts them on the log."),
     Variable("COLLECTOR_TRACES_ENDPOINT", "jaeger:4317", "OTLP over gRPC of the trace backend, host and port."),
     Variable("COLLECTOR_REMOTE_WRITE_URL", "http://prometheus:9090/api/v1/write", "Remote write of Prometheus, or of whatever speaks it."),
+    Variable("COLLECTOR_PROMETHEUS_OTLP_URL", "http://prometheus:9090/api/v1/otlp/v1/metrics", "OTLP receiver of Prometheus 3."),
     Variable("COLLECTOR_OTLP_GRPC", "127.0.0.1:4317", "Where OTLP over gRPC is received."),
     Variable("COLLECTOR_OTLP_HTTP", "127.0.0.1:4318", "Where OTLP over HTTP is received."),
     Variable("COLLECTOR_HOP", "127.0.0.1:14317", "Where metrics pass inside the Collector; never to be published."),
@@ -58,7 +59,7 @@ VARIABLES = (
     Variable("COLLECTOR_TRACES_QUEUE_BYTES", "536870912", "Most that waits of spans, in bytes; then clients are asked to keep theirs."),
     Variable("COLLECTOR_METRICS_QUEUE_BYTES", "134217728", "Most that waits of metrics, in bytes."),
     Variable("COLLECTOR_TRACES_TIMEOUT", "10s", "Deadline of one request to the trace backend."),
-    Variable("COLLECTOR_HOP_TIMEOUT", "15s", "Deadline of one remote write; a stop in an outage takes as long."),
+    Variable("COLLECTOR_HOP_TIMEOUT", "15s", "Deadline of one request to Prometheus; a stop in an outage takes as long."),
     Variable("COLLECTOR_METRICS_WINDOW_SECONDS", "7200", "Age above which points are dropped, in seconds; out_of_order_time_window of Prometheus."),
     Variable("COLLECTOR_MEMORY_PERCENT", "75", "Share of the memory (of the container, if it is limited) above which requests are refused."),
     Variable("COLLECTOR_INSTANCE_ID", "${env:HOSTNAME}", "service.instance.id of telemetry that has none; of a container, its name."),
@@ -72,7 +73,7 @@ VARIABLES = (
     Variable("COLLECTOR_TRACES_USERNAME", None, "Name."),
     Variable("COLLECTOR_TRACES_PASSWORD", None, "Password."),
     Variable("COLLECTOR_TRACES_SERVER_NAME", "", "Name in the certificates of gateways that are called by their address; empty: the address."),
-    Variable("COLLECTOR_METRICS_CA_FILE", "", "PEM file of the authority of the remote-write endpoint; empty: those of the system."),
+    Variable("COLLECTOR_METRICS_CA_FILE", "", "PEM file of the authority of Prometheus; empty: those of the system."),
     Variable("COLLECTOR_METRICS_CERT_FILE", "", "Our own certificate, for mutual TLS."),
     Variable("COLLECTOR_METRICS_KEY_FILE", "", "Its key."),
     Variable("COLLECTOR_METRICS_TOKEN_FILE", None, "File with the token."),
@@ -90,6 +91,9 @@ VARIABLES = (
     Variable("COLLECTOR_SERVER_CLIENT_CA_FILE", "", "PEM file of the authority of clients; empty: they need no certificate."),
     Variable("COLLECTOR_SERVER_TOKENS_FILE", None, "YAML file with the list of tokens; one without any, or of another shape, keeps the gateway from starting."),
     Variable("COLLECTOR_SERVER_HTPASSWD_FILE", None, "File of names and passwords, made by htpasswd."),
+    Variable("COLLECTOR_TENANT", None, "Whose metrics these are, for a store that serves several."),
+    Variable("COLLECTOR_CLUSTER", "jeeves-core", "Label cluster of every series in a store that several Prometheus, or sidecars, write to."),
+    Variable("COLLECTOR_ENVIRONMENT", "development", "Label environment of the same."),
 )
 # fmt: on
 _BY_NAME = {variable.name: variable for variable in VARIABLES}
@@ -211,25 +215,39 @@ def _page() -> str:
 def _statements(kinds: tuple[Kind, ...]) -> Iterator[str]:
     """Yield the groups of statements that take content out of spans and of their events, unless its kind is asked for.
 
-    By default everything goes, with one pattern per attribute instead of one per kind, and a comparison instead of a
-    pattern per group: these are what it costs.
+    By default everything goes, with one pattern per attribute instead of one per kind. What it costs are patterns, and
+    passes over all spans, so there are two and not one for each kind.
     """
     asked_for = _reference(_BY_NAME["JEEVES_OTEL_CONTENT"])
     nothing = f'"{asked_for}" == "none"'
     yield "      # Nothing is asked for: all kinds at once."
-    yield from _groups(kinds, nothing)
-    for kind in kinds:
-        yield f"      # {kind.name}: {kind.meaning}"
-        this = f'IsMatch("{asked_for}", "(?i)(^|[ ,])({kind.name}|all)([ ,]|\\\\z)")'
-        yield from _groups((kind,), f'"{asked_for}" != "none" and not {this}')
+    yield from _groups([(kinds, "")], nothing)
+    yield "      # Something is: kind by kind, but for those that may stay."
+    yield from (f"      #   {kind.name}: {kind.meaning}" for kind in kinds)
+    others = [((kind,), _unless(asked_for, kind)) for kind in kinds]
+    yield from _groups(others, f'"{asked_for}" != "none"')
 
 
-def _groups(kinds: tuple[Kind, ...], condition: str) -> Iterator[str]:
+def _unless(asked_for: str, kind: Kind) -> str:
+    """Return the condition that nobody has asked for *kind*."""
+    return f'not IsMatch("{asked_for}", "(?i)(^|[ ,])({kind.name}|all)([ ,]|\\\\z)")'
+
+
+def _groups(parts: Iterable[tuple[tuple[Kind, ...], str]], condition: str) -> Iterator[str]:
+    """Yield one pass over spans and one over their events, in which each part goes under its own condition."""
     for context in ("span", "spanevent"):
         yield f"      - context: {context}"
         yield f"        conditions: [{_quoted(condition)}]"
         yield "        statements:"
-        yield from (f"          - {_quoted(statement)}" for statement in _removals(kinds, context))
+        for kinds, where in parts:
+            yield from (f"          - {_quoted(_where(each, where))}" for each in _removals(kinds, context))
+
+
+def _where(statement: str, condition: str) -> str:
+    """Return *statement* under a further *condition*, which may be empty."""
+    if not condition:
+        return statement
+    return f"{statement} and {condition}" if " where " in statement else f"{statement} where {condition}"
 
 
 def _removals(kinds: tuple[Kind, ...], context: str) -> Iterator[str]:
@@ -247,9 +265,12 @@ def _removals(kinds: tuple[Kind, ...], context: str) -> Iterator[str]:
 
 
 def _pattern(names: Iterable[str]) -> str:
-    """Return the regular expression that matches *names*, in which ``*`` stands for anything, as text of a statement."""
-    choices = "|".join(re.escape(name).replace(r"\*", ".*") for name in names)
-    return rf"(?s)^({choices})\z".replace("\\", "\\\\")
+    """Return the regular expression that matches *names*, in which ``*`` stands for anything, as text of a statement.
+
+    Sorted, and without a group to remember: so Go tries what they begin with once, and takes a third of the time.
+    """
+    choices = "|".join(re.escape(name).replace(r"\*", ".*") for name in sorted(names))
+    return rf"(?s)^(?:{choices})\z".replace("\\", "\\\\")
 
 
 def _quoted(text: str) -> str:

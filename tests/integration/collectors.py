@@ -30,7 +30,7 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 
 from jeeves_otel.demo import processes
-from jeeves_otel.demo.parts import BUNDLE, cached as binary, clean_environment  # noqa: F401 - binary is for fixtures
+from jeeves_otel.demo.parts import BUNDLE, clean_environment
 from jeeves_otel.demo.processes import ChildError
 from tests.helpers import Samples, samples_of
 from tests.integration.launching import free_port
@@ -111,6 +111,12 @@ class Sidecar:
                 return True
         except OSError:
             return False
+
+    @property
+    def pid(self) -> int:
+        """The id of the running process."""
+        assert self._process is not None
+        return self._process.pid
 
     def stop(self) -> float:
         """Send SIGTERM and return how long it took, in seconds; kill it after a minute."""

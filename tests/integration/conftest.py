@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import pytest
 
-from tests.integration.collectors import binary
+from jeeves_otel.demo.parts import cached
 
 
 @pytest.fixture(scope="session")
 def collector() -> str:
     """Return the program of the Collector, or skip where nobody has built it."""
-    program = binary()
+    program = cached()
     if program is None:
         pytest.skip("there is no Collector in the cache; build it with: make collector")
     return program
@@ -20,7 +20,7 @@ def collector() -> str:
 @pytest.fixture(scope="session")
 def jaeger() -> str:
     """Return the program of Jaeger, or skip where nobody has built it."""
-    program = binary("jaeger")
+    program = cached("jaeger")
     if program is None:
         pytest.skip("there is no Jaeger in the cache; build it with: collector/build.sh jaeger")
     return program

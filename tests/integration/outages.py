@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
+from jeeves_otel.demo.parts import cached
 from tests.helpers import poll_until
 from tests.integration.backends import HANGS, INVALID, OK, REFUSES, UNAVAILABLE, Door, Spans
-from tests.integration.collectors import Sidecar, binary, counter, may_mount, resource, send, span, spans, text
+from tests.integration.collectors import Sidecar, counter, may_mount, resource, send, span, spans, text
 from tests.integration.prometheus_server import Prometheus, prometheus_of_the_bundle
 
 if TYPE_CHECKING:
@@ -329,7 +330,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=30.0, help="how long each outage lasts (default 30)")
     parser.add_argument("--only", default="", help="cases with this in their name")
     options = parser.parse_args(arguments)
-    program = binary()
+    program = cached()
     if program is None:
         print("there is no Collector in the cache; build it with: make collector", file=sys.stderr)
         return 1

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import sidecar
 from bench.timing import Case, Group, each, measure
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +47,20 @@ def test_the_comparison_runs_and_reports_every_competitor(tmp_path: Path) -> Non
     assert {group: len([r for r in results if r["group"] == group]) for group in COMPETITORS} == COMPETITORS
     assert all(result["name"] in done.stdout for result in results)
     assert all(result["median_s"] > 0 for result in results)
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+def test_the_sidecar_is_compared_with_a_bare_collector(collector: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two short turns of spans and of points: everything that was acknowledged has reached the sink, or this would raise."""
+    assert collector
+    _, spans, _, points = sidecar.LOADS
+    monkeypatch.setattr(sidecar, "LOADS", (spans, points))
+    of_spans, of_points = sidecar.sidecar_results(turns=2, turn_s=0.2)
+
+    assert (2, 4) == (len(of_spans), len(of_points))
+    assert (1.0, 1.0) == (of_spans[0].ratio, of_points[0].ratio)
+    assert all(cost.memory_mib > 1 for cost in of_spans + of_points)
 
 
 def test_the_ratio_of_a_case_to_the_first_one_is_that_of_their_work() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from tests.integration.prometheus_server import Prometheus, prometheus_of_the_bu
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -69,11 +70,22 @@ class Way:
 @pytest.fixture(scope="module")
 def way(collector: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Way]:
     """Yield one sidecar and one Prometheus for all tests, which use different names."""
-    folder = tmp_path_factory.mktemp("edges")
+    with _way(collector, tmp_path_factory.mktemp("edges")) as found:
+        yield found
+
+
+@contextmanager
+def _way(collector: str, folder: Path, *overlays: Path, old: bool = False) -> Iterator[Way]:
+    """Run a sidecar, and Prometheus or its *old* release, with files in *folder*."""
     with ExitStack() as stack:
-        prometheus = stack.enter_context(prometheus_of_the_bundle(folder))
-        sidecar = Sidecar(collector, folder, COLLECTOR_REMOTE_WRITE_URL=f"{prometheus.url}/api/v1/write")
-        stack.enter_context(sidecar.running())
+        prometheus = stack.enter_context(prometheus_of_the_bundle(folder / "store", old=old))
+        sidecar = Sidecar(
+            collector,
+            folder,
+            COLLECTOR_REMOTE_WRITE_URL=f"{prometheus.url}/api/v1/write",
+            COLLECTOR_HOP_TIMEOUT="2s",
+        )
+        stack.enter_context(sidecar.running(*overlays))
         yield Way(sidecar, prometheus)
 
 
@@ -151,13 +163,41 @@ def test_a_sample_within_the_window_arrives_late(way: Way) -> None:
     assert [({"instance": "one"}, [1.0, 2.0])] == way.stored("of_late_total")
 
 
-def test_a_sample_beyond_the_window_is_refused_once_and_what_comes_after_is_stored(way: Way) -> None:
-    """It blocks nothing; see the counter of failures of otlp_grpc/rw_hop."""
+def _send_a_stale_sample(way: Way) -> None:
+    """Send a counter, then its value of three hours ago together with another counter, then the first again."""
     way.send(_counter("of_stale_total", 2))
-    way.send(_counter("of_stale_total", 1, age_ms=3 * HOUR_MS))
+    way.send(_counter("of_stale_total", 1, age_ms=3 * HOUR_MS), _counter("beside_stale_total", 7))
     way.send(_counter("of_stale_total", 3))
 
+
+def test_a_sample_beyond_the_window_is_dropped_alone_and_counted(way: Way) -> None:
+    """What came with it is stored, and what comes after it; see the counter of filter/stale."""
+    _send_a_stale_sample(way)
+    dropped = "otelcol_processor_filter_datapoints_filtered_total"
+
     assert [({"instance": "one"}, [2.0, 3.0])] == way.stored("of_stale_total")
+    assert [({"instance": "one"}, [7.0])] == way.stored("beside_stale_total")
+    assert [1.0] == [value for (name, _), value in way.sidecar.own_metrics().items() if name == dropped]
+
+
+def test_so_it_is_with_prometheus_2_42(collector: str, tmp_path: Path) -> None:
+    """Which would answer 500 for ever."""
+    with _way(collector, tmp_path, old=True) as way:
+        _send_a_stale_sample(way)
+
+        assert [({"instance": "one"}, [2.0, 3.0])] == way.stored("of_stale_total")
+        assert [({"instance": "one"}, [7.0])] == way.stored("beside_stale_total")
+
+
+def test_without_the_filter_prometheus_3_refuses_the_whole_request(collector: str, tmp_path: Path) -> None:
+    """What the filter is for: 400 for one sample, and what came with it is lost."""
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("service: {pipelines: {metrics/rw: {processors: [memory_limiter]}}}\n", encoding="utf-8")
+    with _way(collector, tmp_path, overlay) as way:
+        _send_a_stale_sample(way)
+
+        assert [({"instance": "one"}, [2.0, 3.0])] == way.stored("of_stale_total")
+        assert [] == way.stored("beside_stale_total")
 
 
 def test_attributes_that_become_one_label_are_joined(way: Way) -> None:

@@ -428,7 +428,9 @@ def test_the_mark_is_a_label_of_nothing(way: Way, collector: str, tmp_path: Path
 
 def test_the_merged_configuration_is_as_committed(collector: str) -> None:
     """Beside the statements, which are in collector/translation.yaml; JEEVES_WRITE_GOLDEN=1 writes it anew."""
-    files = [part for name in (BUNDLE / "sidecar.yaml", BUNDLE / "translation.yaml") for part in ("--config", str(name))]
+    files = [
+        part for name in (BUNDLE / "sidecar.yaml", BUNDLE / "translation.yaml") for part in ("--config", str(name))
+    ]
     ended = subprocess.run(
         [collector, "print-config", *files, "--feature-gates=otelcol.printInitialConfig"],
         env=clean_environment(HOSTNAME="a-host"),

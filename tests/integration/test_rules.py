@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.collectors import binary
+from jeeves_otel.demo.parts import cached
 
 ROOT = Path(__file__).parents[2]
-PROMETHEUS = binary("prometheus")
+PROMETHEUS = cached("prometheus")
 PROMTOOL = Path(PROMETHEUS).parent / "promtool" if PROMETHEUS else None
 pytestmark = [pytest.mark.integration, pytest.mark.skipif(PROMTOOL is None, reason="no promtool 3: make prometheus")]
 

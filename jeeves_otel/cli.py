@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from jeeves_otel import checks, dashboards, generators, objectives
 from jeeves_otel.content import holds_rules, read_rules
+from jeeves_otel.demo.incidents import KINDS as INCIDENTS
 from jeeves_otel.documents import Finding, Level
 from jeeves_otel.queries import families_of
 from jeeves_otel.registry import DATA, Registry, examine, profile_names
@@ -145,14 +146,19 @@ def show_settings() -> None:
 @click.option(
     "--sampled", default=1.0, show_default=True, type=click.FloatRange(0, 1), help="Share of traces that are sampled."
 )
-def demo(*, requests: int, seed: int, keep: bool, port: int, metrics_port: int, sampled: float) -> None:
+@click.option(
+    "--incident", type=click.Choice(tuple(INCIDENTS)), help="What is wrong while the second half of them is sent."
+)
+def demo(
+    *, requests: int, seed: int, keep: bool, port: int, metrics_port: int, sampled: float, incident: str | None
+) -> None:
     """Run a small agent service under opentelemetry-instrument, and show what came out."""
     try:
         from jeeves_otel.demo.driver import run  # noqa: PLC0415 - needs the extra
     except ModuleNotFoundError as error:
         click.echo(f"the demo needs its extra ({error.name} is missing): pip install 'jeeves-otel[demo]'", err=True)
         sys.exit(1)
-    sys.exit(run(requests, seed, keep, port, metrics_port, sampled))
+    sys.exit(run(requests, seed, keep, port, metrics_port, sampled, incident))
 
 
 def _rendered(registry: Registry) -> dict[str, str]:

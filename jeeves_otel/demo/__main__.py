@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from jeeves_otel.demo.driver import run
+from jeeves_otel.demo.incidents import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,8 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--sampled", type=ratio, default=1.0, help="share of traces that are sampled, 0 to 1 (default: %(default)s)"
     )
+    add_incident(parser)
     given = parser.parse_args(arguments)
-    return run(given.requests, given.seed, given.keep, given.port, given.metrics_port, given.sampled)
+    return run(given.requests, given.seed, given.keep, given.port, given.metrics_port, given.sampled, given.incident)
+
+
+def add_incident(parser: argparse.ArgumentParser) -> None:
+    """Add the option that lets something go wrong halfway."""
+    kinds = "; ".join(f"{kind}: {what}" for kind, what in KINDS.items())
+    parser.add_argument("--incident", choices=KINDS, help=f"what is wrong while the second half is sent ({kinds})")
 
 
 def positive(text: str) -> int:

@@ -51,9 +51,18 @@ class Options:
     port: int
     metrics_port: int
     sampled: float
+    incident: str | None
 
 
-def run(requests: int, seed: int, keep: bool, port: int, metrics_port: int, sampled: float = 1.0) -> int:  # noqa: FBT001 - the arguments of the command
+def run(
+    requests: int,
+    seed: int,
+    keep: bool,  # noqa: FBT001 - as above
+    port: int,
+    metrics_port: int,
+    sampled: float = 1.0,
+    incident: str | None = None,
+) -> int:
     """Start the service and what it needs, send requests, print what its telemetry says, and stop everything.
 
     Args:
@@ -63,11 +72,12 @@ def run(requests: int, seed: int, keep: bool, port: int, metrics_port: int, samp
         port: TCP port of the service; 0 chooses a free one.
         metrics_port: TCP port of its /metrics server; 0 chooses a free one.
         sampled: Share of the traces that are sampled; ratio, 0..1.
+        incident: What is wrong while the second half is sent, one of `incidents.KINDS`; None for nothing.
 
     Returns:
         Exit code: 0 if every count agrees, 1 if one differs or a process fails, 130 after Ctrl-C before the end.
     """
-    options = Options(requests, seed, keep, port, metrics_port, sampled)
+    options = Options(requests, seed, keep, port, metrics_port, sampled, incident)
     console = console_of_the_user()
     try:
         with terminated_as_interrupted(), ExitStack() as stack:
@@ -96,7 +106,7 @@ def _set_up(console: Console, options: Options, stack: ExitStack, receiver: Rece
 def _play(console: Console, options: Options, stage: Stage, receiver: Receiver) -> int:
     registry = load()
     began = time.monotonic()
-    outcome = send_all(console, stage, scripts(options.seed, options.requests))
+    outcome = send_all(console, stage, scripts(options.seed, options.requests), options.incident)
     stage.check()
     seconds = time.monotonic() - began
     page = settled_page(stage, outcome.sent - outcome.probes)

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 MAX_TURNS = 6
 MAX_CHARACTERS = 500
+RETRY_S = 1.0
 
 
 class Services:
@@ -63,8 +64,14 @@ class Services:
     async def write_events(self) -> None:
         """Write queued events to the store until cancelled; what is left then is written by `close`."""
         while True:
-            first = await self._events.get()
-            await asyncio.to_thread(self.store.add_events, [first, *self._waiting()])
+            events = [await self._events.get(), *self._waiting()]
+            try:
+                await asyncio.to_thread(self.store.add_events, events)
+            except SQLAlchemyError as error:
+                record_error(type(error).__name__, "storage")
+                for event in events:
+                    self._events.put_nowait(event)
+                await asyncio.sleep(RETRY_S)
 
     def _waiting(self) -> list[str]:
         return [self._events.get_nowait() for _ in range(self._events.qsize())]
@@ -256,6 +263,12 @@ def _store_works(store: Store) -> bool:
 @api.exception_handler(ModelUnavailableError)
 async def _model_unavailable(_: Request, __: Exception) -> JSONResponse:
     return JSONResponse({"detail": "the model does not answer"}, status_code=502)
+
+
+@api.exception_handler(SQLAlchemyError)
+async def _store_unavailable(_: Request, error: Exception) -> JSONResponse:
+    record_error(type(error).__name__, "storage")
+    return JSONResponse({"detail": "the store does not answer"}, status_code=503)
 
 
 # Outside everything else, so that scrapes are not counted as requests.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from jeeves_otel.demo import arrivals, parts, report, stage
-from jeeves_otel.demo.__main__ import positive, ratio
+from jeeves_otel.demo.__main__ import add_incident, positive, ratio
 from jeeves_otel.demo.processes import ChildError, terminated_as_interrupted
 from jeeves_otel.demo.traffic import scripts
 from jeeves_otel.registry import load
@@ -45,6 +45,7 @@ class Options:
     sampled: float
     once: bool
     free_ports: bool
+    incident: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--requests", type=positive, default=100, help="how many are sent (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="decides requests and failures (default: %(default)s)")
     parser.add_argument("--sampled", type=ratio, default=1.0, help="share of traces, 0 to 1 (default: %(default)s)")
+    add_incident(parser)
     options = Options(**vars(parser.parse_args(arguments)))
     console = stage.console_of_the_user()
     try:
@@ -106,7 +108,7 @@ def _play(console: Console, options: Options, stack: ExitStack) -> int:
     console.print(f"They answer. Logs and data, until everything is ended: {folder}\n", soft_wrap=True)
     endpoint = f"http://127.0.0.1:{ports.otlp_http}"
     demo = stage.set_up(console, stack, endpoint, seed=options.seed, sampled=options.sampled, ports=service)
-    outcome = stage.send_all(console, demo, scripts(options.seed, options.requests))
+    outcome = stage.send_all(console, demo, scripts(options.seed, options.requests), options.incident)
 
     def check() -> None:
         demo.check()

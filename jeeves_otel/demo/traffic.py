@@ -51,6 +51,14 @@ class Outcome:
     statuses: Counter[int] = field(default_factory=Counter)
     broken: list[str] = field(default_factory=list)
 
+    def add(self, later: Outcome) -> None:
+        """Count what *later* counts, too."""
+        self.sent += later.sent
+        self.probes += later.probes
+        self.traces |= later.traces
+        self.statuses += later.statuses
+        self.broken += later.broken
+
 
 def scripts(seed: int, requests: int) -> list[list[Step]]:
     """Return the steps of each user, *requests* in all; the same for the same seed."""

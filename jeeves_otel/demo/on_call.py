@@ -7,6 +7,8 @@ In: the bundle, and how much faster than in production its windows pass. Out: fi
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 import time
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Self
 import yaml
 
 from jeeves_otel.demo.parts import BUNDLE
-from jeeves_otel.generators import rules
+from jeeves_otel.generators import rule_tests, rules
 from jeeves_otel.objectives import Objectives
-from jeeves_otel.queries import Duration
+from jeeves_otel.queries import Duration, families_of
+from jeeves_otel.registry import load
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from jeeves_otel.demo.parts import Ports
 
 EXPORT_S = 15.0  # the default of the package
+PAST = 1.1  # windows
 SHORTEST_S = 1.0  # an interval of the faster form
 # What the faster form does not make shorter: whole seconds of export and evaluation, and the ways between.
 ALLOWANCE_S = 10.0
@@ -135,20 +139,50 @@ def bundle(folder: Path, objectives: Objectives, pace: Pace, url: str, ports: Po
     for entry in BUNDLE.iterdir():
         (made / entry.name).symlink_to(entry)
     _write(made / "alertmanager.yaml", _alertmanager(_read(BUNDLE / "alertmanager.yaml"), pace, url))
-    prometheus = _read(BUNDLE / "prometheus.yaml")
-    # TEMPORARY until the bundle has it.
-    prometheus["global"].setdefault("evaluation_interval", "15s")
-    prometheus.setdefault("rule_files", ["rules/*.yaml"])
-    prometheus.setdefault("alerting", {"alertmanagers": [{"file_sd_configs": [{"files": ["targets/alertmanager.yaml"]}]}]})
-    _write(made / "prometheus.yaml", prometheus)
     if pace.faster != 1:
         (made / "rules").unlink()
         (made / "rules").mkdir()
         for path, text in rules.files(objectives).items():
             (folder / "bundle" / path.removeprefix("collector/")).write_text(text, encoding="utf-8")
+        prometheus = _read(BUNDLE / "prometheus.yaml")
         prometheus["global"]["evaluation_interval"] = f"{SHORTEST_S:g}s"
         _write(made / "prometheus.yaml", prometheus)
     return made
+
+
+def make_past(folder: Path, promtool: str, objectives: Objectives, pace: Pace, per_second: float) -> None:
+    """Give Prometheus in *folder* a healthy past, as long as the longest window of raw counters, before it starts.
+
+    Without it, all windows would be as long as the drill, and tiers would alert first whose turn it is not yet.
+    """
+    families = families_of(load())
+    step_s = pace.export_s
+    # Windows of days are not asked until half of them was seen.
+    length_s = PAST * max(tier.long.seconds for slo in objectives.slos for tier in slo.tiers if not tier.seen)
+    steps = int(length_s / step_s)
+    began = time.time() - steps * step_s
+    healthy = rule_tests.Phase(steps, per_second * step_s)
+    lines = []
+    for slo in objectives.slos:
+        for series, values in rule_tests.played(slo.sli, families[slo.sli.family], [healthy]).items():
+            start, per_step = _straight(values)
+            named = f'{series[:-1]}{"" if series.endswith("{}") else ","}job="past"}}'
+            lines += [f"{named} {start + per_step * step:g} {began + step * step_s:.3f}" for step in range(steps)]
+    text = folder / "past.txt"
+    text.write_text("\n".join([*lines, "# EOF", ""]), encoding="utf-8")
+    subprocess.run(  # noqa: S603 - a part of Prometheus
+        [promtool, "tsdb", "create-blocks-from", "openmetrics", "--quiet", str(text), str(folder / "samples")],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+
+
+def _straight(values: str) -> tuple[float, float]:
+    """Return start and step of ``start+step x count``, or of ``start x count``."""
+    found = re.fullmatch(r"([\d.e+]+?)(?:\+([\d.]+))?x\d+", values)
+    assert found is not None
+    return float(found[1]), float(found[2] or 0)
 
 
 def _alertmanager(config: dict[str, Any], pace: Pace, url: str) -> dict[str, Any]:

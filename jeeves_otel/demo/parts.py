@@ -76,6 +76,11 @@ def cached(part: str = "collector") -> str | None:
     return path if Path(path).is_file() else None
 
 
+def beside(program: str, tool: str) -> str:
+    """Return *tool* of the folder of *program*: promtool is built, packaged and installed with Prometheus."""
+    return str(Path(program).with_name(tool))
+
+
 def program(part: str, say: Callable[[str], None]) -> str:
     """Return the program of *part*: from the cache, else from the path if it is new enough, else built now.
 

@@ -30,7 +30,7 @@ _ALERT_NAME = re.compile(r"[A-Z][A-Za-z0-9]+")
 _SLO_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _ALERT_KEYS = (
     *("severity", "query", "window", "above", "below", "floor", "for", "keep_firing_for"),
-    *("summary", "description", "dashboard", "labels", "runbook", "cases", "always"),
+    *("summary", "description", "dashboard", "labels", "runbook", "cases", "always", "inhibited_by"),
 )
 _LABEL_PLACE = r" \$labels\.(\w+) "
 _VALUE_PLACE = r" \$value \| (\w+) "
@@ -162,6 +162,9 @@ class Alert:
     fires: tuple[Case, ...]
     silent: tuple[Case, ...]
     always: bool  # whether it is meant to fire all the time
+    inhibited_by: Mapping[
+        str, tuple[str, ...]
+    ]  # {worse alert: labels in which both agree}; then nobody is told of this one
     where: Place
 
 
@@ -271,6 +274,7 @@ class _File:
         self._tiers = tiers
         self._slos = slos
         self._labels: Mapping[str, str] = {}
+        self._named: list[tuple[str, Node]] = []  # alerts that others name, which may stand further down
 
     def read(self, path: Path) -> Objectives:
         """Return what the file at *path* promises."""
@@ -289,6 +293,10 @@ class _File:
                 node.report("duplicate-slo", f"{name} is promised already", "give it another name")
             self._slos[name] = self._slo(name, node)
         alerts = tuple(self._alert(*each) for each in top["alerts"].fields().items()) if "alerts" in top else ()
+        known = {*(slo.alert for slo in self._slos.values()), *(alert.name for alert in alerts)}
+        for name, node in self._named:
+            if name not in known:
+                node.report("unknown-alert", f"there is no alert `{name}`", did_you_mean(name, known))
         self.findings += document.findings
         return Objectives(tuple(slo for slo in self._slos.values() if slo.where.file == root.where.file), alerts)
 
@@ -381,6 +389,7 @@ class _File:
             fires=fires,
             silent=tuple(_case(each) for each in cases["silent"].items()) if "silent" in cases else (),
             always=always,
+            inhibited_by=self._inhibited_by(entry.get("inhibited_by"), (*query.by, *self._labels)),
             where=node.where,
         )
 
@@ -394,6 +403,16 @@ class _File:
                 return comparison, Decimal(str(slo.sli.than)).normalize()
             return comparison, _decimal(entry[key])
         return "", Decimal(0)
+
+    def _inhibited_by(self, node: Node | None, labels: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
+        """Return which alerts silence this one, and the labels in which they agree, which it must have."""
+        entries = node.fields() if node is not None else {}
+        for name, each in entries.items():
+            self._named.append((name, each))
+            for label in each.texts():
+                if label not in labels:
+                    each.report("unknown-label", f"the alert has no label `{label}`", did_you_mean(label, labels))
+        return MappingProxyType({name: each.texts() for name, each in entries.items()})
 
     def _runbook(self, node: Node | None) -> Runbook:
         if node is None:

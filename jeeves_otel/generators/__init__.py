@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING
 
+from jeeves_otel import routing
 from jeeves_otel.content import kinds
-from jeeves_otel.generators import collector, dashboards, docs, rule_tests, rules, runbooks
+from jeeves_otel.generators import alertmanager, collector, dashboards, docs, rule_tests, rules, runbooks
 from jeeves_otel.queries import families_of
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def render(
         **rules.files(objectives),
         **rule_tests.files(objectives, families_of(registry)),
         **runbooks.files(objectives),
+        **alertmanager.files(objectives, routing.load()),
         **dashboards.files(pages),
     }
     if empty := [path for path, text in files.items() if not text.strip()]:

@@ -242,6 +242,6 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _represent_text)
 
 
-def document(content: Mapping[str, Any] | Iterable[Any]) -> str:
+def document(content: Mapping[str, Any] | Iterable[Any], header: str = _HEADER) -> str:
     """Return *content* as YAML below the header of generated files, keys in the order in which they are."""
-    return _HEADER + yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
+    return header + yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)

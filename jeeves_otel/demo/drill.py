@@ -71,7 +71,7 @@ class Scenario:
 SCENARIOS = (
     Scenario("llm-outage", "llm_availability", "every call of a model fails", OUTAGE_S, {"failing": 1.0}),
     Scenario("llm-half", "llm_availability", "half of the calls of models fail", HALF_S, {"failing": 0.5}),
-    Scenario("pipelines", "pipeline_success_rate", "models babble where JSON is asked for", HALF_S, {"babbling": 0.24}),
+    Scenario("pipelines", "pipeline_success_rate", "models babble where JSON is asked for", HALF_S, {"babbling": 0.28}),
     Scenario("slow", "pipeline_latency_p99", "some calls of models take 5.5 s longer", HALF_S, {"delayed": 0.27, "delay_s": 5.5}),
     Scenario("database", "database_availability", "a migration takes tables away", HALF_S, tables=("turns", "events")),
 )

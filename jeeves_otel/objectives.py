@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from jeeves_otel.documents import Place, did_you_mean, read
-from jeeves_otel.queries import Duration, Promql, Share, Slower, duration, families_of, read_query
+from jeeves_otel.queries import Duration, Level, Mean, Promql, Share, Slower, duration, families_of, read_query
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -165,6 +165,7 @@ class Alert:
     inhibited_by: Mapping[
         str, tuple[str, ...]
     ]  # {worse alert: labels in which both agree}; then nobody is told of this one
+    file: str  # name of the rule file that it stands in
     where: Place
 
 
@@ -274,6 +275,7 @@ class _File:
         self._tiers = tiers
         self._slos = slos
         self._labels: Mapping[str, str] = {}
+        self._rules = "alerts"
         self._named: list[tuple[str, Node]] = []  # alerts that others name, which may stand further down
 
     def read(self, path: Path) -> Objectives:
@@ -286,7 +288,12 @@ class _File:
             self.findings += document.findings
             return Objectives((), ())
         root, document = read(text, path.name if path.is_relative_to(FOLDER) else str(path))
-        top = root.fields(("profile", "labels", "slos", "alerts")) if not document.findings else {}
+        top = root.fields(("profile", "rules", "labels", "slos", "alerts")) if not document.findings else {}
+        self._rules = top["rules"].text() if "rules" in top else self._rules
+        if not _SLO_NAME.fullmatch(self._rules) or self._rules == "slos":
+            top["rules"].report(
+                "rules-name", f"`{self._rules}` is not a name for a file", "use small letters; not slos"
+            )
         self._labels = _texts(top.get("labels"))
         for name, node in top["slos"].fields().items() if "slos" in top else ():
             if name in self._slos:
@@ -369,7 +376,7 @@ class _File:
                 cases["fires"].report("missing-label", f"a case has no {', '.join(sorted(missing))}", hint)
         always = entry["always"].truth() if "always" in entry else False
         needed = {"fires"} if always else {"fires", "silent"}
-        if "query" in entry and isinstance(query, Promql) and not needed <= set(cases):
+        if "query" in entry and isinstance(query, Promql | Level | Mean) and not needed <= set(cases):
             node.report("untested-alert", f"{name} has no cases", "add `cases:` with `fires` and `silent`")
         return Alert(
             name=name,
@@ -390,6 +397,7 @@ class _File:
             silent=tuple(_case(each) for each in cases["silent"].items()) if "silent" in cases else (),
             always=always,
             inhibited_by=self._inhibited_by(entry.get("inhibited_by"), (*query.by, *self._labels)),
+            file=self._rules,
             where=node.where,
         )
 

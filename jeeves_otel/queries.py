@@ -229,6 +229,29 @@ class Level:
 
 
 @dataclass(frozen=True, slots=True)
+class Rises:
+    """Whether any of some counters has risen; for those that should stand still, and often do not exist before they rise."""
+
+    families: tuple[str, ...]
+    where: Conditions = ()
+    excluded: Conditions = ()
+    by: tuple[str, ...] = ()
+
+    def promql(self, window: str) -> str:
+        """Return by how much they have risen; nothing where none has.
+
+        ``increase`` does not see the rise from nothing, so what was not there a window ago counts whole.
+        Source: prometheus/prometheus#14600.
+        """
+        braces = _braces(self.where, self.excluded)
+        risen = (
+            f"increase({family}{braces}[{window}]) > 0 or ({family}{braces} > 0 unless {family} offset {window})"
+            for family in self.families
+        )
+        return f"sum{_by(self.by)} ({' or '.join(risen)})"
+
+
+@dataclass(frozen=True, slots=True)
 class Promql:
     """What no shape says, as it is written; ``$window`` stands for the window."""
 
@@ -283,7 +306,13 @@ class _Reader:
 
     def family(self) -> Family:
         """Return the family that is asked; an unknown one, or one of another type, is a finding."""
-        node = self.fields[self.shape]
+        return self._family(self.fields[self.shape])
+
+    def all_families(self) -> tuple[Family, ...]:
+        """Return the families that are asked, one or several."""
+        return tuple(self._family(node) for node in self.fields[self.shape].items())
+
+    def _family(self, node: Node) -> Family:
         name = node.text()
         found = self.families.get(name)
         if found is None:
@@ -340,7 +369,7 @@ def read_query(node: Node, families: Families, records: Iterable[str] = ()) -> Q
     """Return the query at *node*; everything that no family promises is a finding.
 
     Args:
-        node: A mapping with one key of a shape: rate, share, slower, quantile, mean, level, promql.
+        node: A mapping with one key of a shape: rate, share, slower, quantile, mean, level, rises, promql.
         families: What may be asked.
         records: Names of recording rules, which `promql` may ask too.
     """
@@ -354,6 +383,8 @@ def read_query(node: Node, families: Families, records: Iterable[str] = ()) -> Q
     reader = _Reader(node, node.fields((shape, *known), required), families, shape, types)
     if shape == "promql":
         return _read_promql(reader, families, records)
+    if shape == "rises":
+        return _read_rises(reader)
     return build(reader, reader.family())
 
 
@@ -384,6 +415,20 @@ def _read_level(reader: _Reader, family: Family) -> Query:
     return Level(family.name, aggregate, reader.conditions("where", family), reader.by(family))
 
 
+def _read_rises(reader: _Reader) -> Query:
+    """Return the query of one or several counters, all of which have the labels that it names."""
+    found = reader.all_families()
+    if not found:
+        reader.fields[reader.shape].report("no-value", "no counter is named", "write `rises: NAME`, or a list")
+    where: Conditions = ()
+    excluded: Conditions = ()
+    by: tuple[str, ...] = ()
+    for family in found:
+        where, excluded = (reader.conditions(key, family) for key in ("where", "excluded"))
+        by = reader.by(family)
+    return Rises(tuple(family.name for family in found), where, excluded, by)
+
+
 def _read_promql(reader: _Reader, families: Families, records: Iterable[str]) -> Query:
     node = reader.fields["promql"]
     text = node.text().strip()
@@ -411,6 +456,7 @@ _SHAPES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], Call
         lambda reader, family: Mean(family.name, reader.conditions("where", family), reader.by(family)),
     ),
     "level": (("gauge",), ("aggregate", "where", "by"), (), _read_level),
+    "rises": (("counter",), ("where", "excluded", "by"), (), lambda _reader, _family: Promql("")),
     "promql": ((), ("by",), (), lambda _reader, _family: Promql("")),
 }
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jeeves_otel.generators import rules
-from jeeves_otel.queries import Quantile, Rate, Share, Slower
+from jeeves_otel.queries import Quantile, Rate, Rises, Share, Slower
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -53,7 +53,7 @@ def files(objectives: Objectives, families: Families) -> dict[str, str]:
         for test in symptom_tests(alert, families):
             step_s = int(test["interval"].removesuffix("s"))
             # Objectives are recorded only where an alert asks for them: they are a hundred rules.
-            name = f"alerts{'-recorded' if asks_records(alert) else ''}{'-slow' if step_s > _STEP_S else ''}"
+            name = f"{alert.file}{'-recorded' if asks_records(alert) else ''}{'-slow' if step_s > _STEP_S else ''}"
             suites.setdefault(name, (step_s, []))[1].append(test)
     return {
         f"tests/rules/{name}.yaml": rules.document(
@@ -74,7 +74,8 @@ def asks_records(alert: Alert) -> bool:
 
 
 def _rule_files(suite: str) -> tuple[str, ...]:
-    return ("slos", "alerts") if "recorded" in suite else (suite.partition("-")[0],)
+    own, _, kind = suite.partition("-")
+    return ("slos", own) if "recorded" in kind else (own,)
 
 
 # ---- what is played ----------------------------------------------------------------------------------------------------
@@ -347,6 +348,8 @@ def symptom_tests(alert: Alert, families: Families) -> Iterator[Test]:
     """Yield the tests of one symptom: from its query where that has a shape, from its cases where it is written out."""
     if isinstance(alert.query, Share | Slower | Quantile | Rate):
         yield from _shaped_tests(alert, alert.query, families[alert.query.family])
+    elif isinstance(alert.query, Rises):
+        yield from _rising_tests(alert, alert.query, families)
     else:
         yield from _case_tests(alert)
 
@@ -405,6 +408,56 @@ def _worst(alert: Alert, query: Share | Slower | Quantile | Rate, family: Family
     if isinstance(query, Quantile):
         return family.buckets[-1]
     return 4 * float(alert.threshold) if isinstance(query, Rate) else 1.0
+
+
+def _rising_tests(alert: Alert, query: Rises, families: Families) -> Iterator[Test]:
+    """Yield what *alert* says when each of its counters is born, rises, stands still, restarts, or is none of its business."""
+    before = math.ceil(alert.window.seconds / _STEP_S) + 2 * _SPARE
+    lasting = math.ceil((alert.window.seconds + alert.for_.seconds + alert.keep_firing_for.seconds) / _STEP_S)
+    due_s, over_s = before * _STEP_S + alert.for_.seconds, (before + lasting + _SPARE) * _STEP_S
+    steps = before + lasting + 2 * _SPARE
+    for family in (families[name] for name in query.families):
+        asked = {label: values[0] for label, values in query.where}
+        of_it = {"job": "some", "instance": "some", **{label: _some(family, label) for label in family.labels}, **asked}
+        labels = {"severity": alert.severity, **alert.labels, **{label: of_it[label] for label in query.by}}
+        series = _series(family.name, of_it)
+        for how, values in {
+            "rises for the first time, from nothing": f"_x{before} 3x{steps - before - 1}",
+            "rises again": f"7x{before - 1} 9x{steps - before - 1}",
+        }.items():
+            yield {
+                "name": f"{alert.name}: {family.name} {how}",
+                "interval": f"{_STEP_S}s",
+                "input_series": [{"series": series, "values": values}],
+                "promql_expr_test": [
+                    _is_firing(alert.name, {}, due_s - _SPARE * _STEP_S, {}),
+                    _is_firing(alert.name, {}, due_s + _SPARE * _STEP_S, labels),
+                    _is_firing(alert.name, {}, over_s, {}),
+                ],
+                **(
+                    {"alert_rule_test": [_told_of(alert, labels, 3, due_s + _SPARE * _STEP_S)]}
+                    if values.startswith("_")
+                    else {}
+                ),
+            }
+        others = {
+            "stands still": (of_it, f"7x{steps}"),
+            "goes back to nothing, in a restart": (of_it, f"7x{before - 1} 0x{steps}"),
+            **{
+                f"rises where {label} is {value}": ({**of_it, label: value}, f"0+1x{steps}")
+                for label, found in (*query.excluded, *((label, ("another",)) for label, _ in query.where))
+                for value in found
+            },
+        }
+        for how, (found, values) in others.items():
+            yield {
+                "name": f"{alert.name} is silent: {family.name} {how}",
+                "interval": f"{_STEP_S}s",
+                "input_series": [{"series": _series(family.name, found), "values": values}],
+                "promql_expr_test": [
+                    _is_firing(alert.name, {}, step * _STEP_S, {}) for step in (before - 1, before + 1, steps)
+                ],
+            }
 
 
 def _case_tests(alert: Alert) -> Iterator[Test]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turn objectives and alerts into rule files for Prometheus: recording rules first, then what alerts on them.
 
-In: `Objectives`. Out: ``collector/rules/*.yaml``. All objectives share a group, so that an alert sees what was recorded
+In: `Objectives`. Out: ``collector/rules/*.yaml``: objectives, and alerts by the file that they name. All objectives share a group, so that an alert sees what was recorded
 in the same evaluation, and records have one name with the label ``slo``, so that one panel shows every objective.
 Windows of days are a group of their own, asked less often: each evaluation reads all of their samples.
 """
@@ -46,7 +46,10 @@ def files(objectives: Objectives) -> dict[str, str]:
                 _LONG_INTERVAL,
             ),
         ],
-        "alerts": [group("alerts", [symptom_alert(alert) for alert in objectives.alerts])],
+        **{
+            name: [group(name, [symptom_alert(alert) for alert in objectives.alerts if alert.file == name])]
+            for name in dict.fromkeys(alert.file for alert in objectives.alerts)
+        },
     }
     return {
         f"collector/rules/{name}.yaml": document({"groups": found})

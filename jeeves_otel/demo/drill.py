@@ -72,7 +72,13 @@ SCENARIOS = (
     Scenario("llm-outage", "llm_availability", "every call of a model fails", OUTAGE_S, {"failing": 1.0}),
     Scenario("llm-half", "llm_availability", "half of the calls of models fail", HALF_S, {"failing": 0.5}),
     Scenario("pipelines", "pipeline_success_rate", "models babble where JSON is asked for", HALF_S, {"babbling": 0.28}),
-    Scenario("slow", "pipeline_latency_p99", "some calls of models take 5.5 s longer", HALF_S, {"delayed": 0.27, "delay_s": 5.5}),
+    Scenario(
+        "slow",
+        "pipeline_latency_p99",
+        "some calls of models take 5.5 s longer",
+        HALF_S,
+        {"delayed": 0.27, "delay_s": 5.5},
+    ),
     Scenario("database", "database_availability", "a migration takes tables away", HALF_S, tables=("turns", "events")),
 )
 
@@ -174,7 +180,9 @@ def _play(console: Console, stack: ExitStack, scenarios: list[Scenario], pace: P
     _let_pass(console, past_s, rehearsals)
     for each in rehearsals:
         if told := each.first(0):
-            raise ChildError(f"{each.scenario.name}: {each.slo.alert} has come before anything was broken: {told.labels}")
+            raise ChildError(
+                f"{each.scenario.name}: {each.slo.alert} has come before anything was broken: {told.labels}"
+            )
     told = _break(console, rehearsals, pace)
     wide = Console(width=max(console.width, TABLE_WIDTH), highlight=False)
     wide.print(_table(told))
@@ -272,7 +280,19 @@ def _told(rehearsal: Rehearsal, began: float, notification: Notification | None,
 def _table(told: list[Told]) -> Table:
     """Return the report, in Markdown."""
     table = Table(box=box.MARKDOWN)
-    for heading in ("objective", "injected", "bad", "told of", "tier", "by", "pending", "firing", "webhook", "goal", "met"):
+    for heading in (
+        "objective",
+        "injected",
+        "bad",
+        "told of",
+        "tier",
+        "by",
+        "pending",
+        "firing",
+        "webhook",
+        "goal",
+        "met",
+    ):
         table.add_column(heading, no_wrap=True)
     for each in told:
         first = each.notification

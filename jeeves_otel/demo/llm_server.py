@@ -140,9 +140,7 @@ def create_app(seed: int) -> FastAPI:
         text = _prose(chance) if bad_luck.random() < now.babbling else answer(asked, chance)
         delay_s = now.delay_s if bad_luck.random() < now.delayed else 0.0
         if asked.stream:
-            return StreamingResponse(
-                _slowly(delay_s, ":\n\n", _chunks(asked, text)), media_type="text/event-stream"
-            )
+            return StreamingResponse(_slowly(delay_s, ":\n\n", _chunks(asked, text)), media_type="text/event-stream")
         body = _slowly(delay_s, " ", _once(json.dumps(_reply(asked, text))))
         return StreamingResponse(body, media_type="application/json")
 

@@ -118,7 +118,9 @@ class Pace:
         slos = [
             replace(
                 slo,
-                tiers=tuple(replace(tier, long=self._scaled(tier.long), short=self._scaled(tier.short)) for tier in slo.tiers),
+                tiers=tuple(
+                    replace(tier, long=self._scaled(tier.long), short=self._scaled(tier.short)) for tier in slo.tiers
+                ),
             )
             for slo in objectives.slos
         ]
@@ -187,9 +189,7 @@ def _straight(values: str) -> tuple[float, float]:
 
 def _alertmanager(config: dict[str, Any], pace: Pace, url: str) -> dict[str, Any]:
     """Return *config* with routes, groups and inhibitions as they are, and one webhook for every receiver."""
-    config["receivers"] = [
-        {"name": each["name"], "webhook_configs": [{"url": url}]} for each in config["receivers"]
-    ]
+    config["receivers"] = [{"name": each["name"], "webhook_configs": [{"url": url}]} for each in config["receivers"]]
     # Secrets of those who are replaced.
     config["global"] = {key: value for key, value in config.get("global", {}).items() if not key.endswith("_file")}
     if pace.faster != 1:

@@ -95,6 +95,10 @@ test-newest: $(NEWEST)/.stamp ## Everything but demo, Collector and twins of ins
 	@$(NEWEST)/bin/python -c 'from importlib.metadata import version; print("newest opentelemetry-sdk:", version("opentelemetry-sdk"), "with sqlalchemy", version("sqlalchemy"))'
 	$(NEWEST)/bin/python -m pytest -m "not slow" tests/unit tests/property tests/conformance tests/contract $(addprefix tests/integration/test_,asgi_seam.py context.py exit.py forks.py grpc.py grpc_wiring.py http.py launcher.py llm_clients.py llm_layers.py privacy.py servers.py shared_page_processes.py sqlalchemy.py termination.py)
 
+.PHONY: grafana-types
+grafana-types: ## Install Grafana's own types, with which tests compile the dashboards (needs npm).
+	@npm ci --silent --no-audit --no-fund --prefix tests/grafana
+
 .PHONY: render
 render: setup ## Write everything that is generated from the registry.
 	@$(RUN) jeeves-otel render

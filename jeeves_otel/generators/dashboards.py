@@ -63,7 +63,6 @@ def _data_source_variable() -> Json:
         "type": "datasource",
         "query": "prometheus",
         "hide": 0,
-        "current": {},
         "refresh": 1,
         "regex": "",
     }
@@ -75,17 +74,17 @@ def _alert_annotations() -> Json:
         "datasource": _SOURCE,
         "enable": True,
         "iconColor": "red",
-        "expr": 'ALERTS{alertstate="firing", severity=~"critical|warning"}',
-        "step": "30s",
+        "target": {"refId": "Anno", "expr": 'ALERTS{alertstate="firing", severity=~"critical|warning"}'},
         "titleFormat": "{{alertname}}",
         "textFormat": "{{severity}} {{slo}} {{tier}}",
-        "useValueForTime": False,
     }
 
 
 def _other_dashboards() -> Json:
     return {
         "title": "jeeves-otel",
+        "tooltip": "The other dashboards",
+        "icon": "external link",
         "type": "dashboards",
         "tags": ["jeeves-otel"],
         "asDropdown": True,
@@ -172,12 +171,12 @@ def _defaults(panel: Panel) -> Json:
         steps.append({"color": "red", "value": limit})
     return {
         "unit": panel.unit,
-        "min": None if panel.thresholds else 0,
+        "min": 0,
         **({"max": 1} if panel.kind == "bargauge" else {}),
         "noValue": "nothing" if panel.incident else "no data",
         "color": {"mode": "thresholds" if panel.kind != "timeseries" else "palette-classic"},
         "thresholds": {"mode": "absolute", "steps": steps},
-        **({"custom": _custom(limit is not None)} if panel.kind == "timeseries" else {}),
+        **({"custom": _custom(limited=len(steps) > 1)} if panel.kind == "timeseries" else {}),
     }
 
 
@@ -190,7 +189,7 @@ def _limit(panel: Panel) -> float | None:
     return float(panel.slo.budget)
 
 
-def _custom(limited: bool) -> Json:  # noqa: FBT001 - one fact
+def _custom(*, limited: bool) -> Json:
     return {
         "drawStyle": "line",
         "lineInterpolation": "linear",
@@ -227,7 +226,6 @@ _OPTIONS: dict[str, Json] = {
     "table": {
         "showHeader": True,
         "cellHeight": "sm",
-        "footer": {"show": False, "reducer": ["sum"], "countRows": False},
     },
 }
 _TABLE = [

@@ -196,7 +196,7 @@ def _set_up(
     on_call = stack.enter_context(OnCall())
     ports = parts.Ports.free()
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jeeves-drill-")))
-    files = bundle(folder, objectives, pace, on_call.url, ports)
+    files = bundle(folder, objectives, pace, on_call.url)
     make_past(folder, parts.beside(programs["prometheus"], "promtool"), objectives, pace, PER_SECOND)
     started = parts.start(stack, programs, ports, folder, files)
     endpoint = f"http://127.0.0.1:{ports.otlp_http}"

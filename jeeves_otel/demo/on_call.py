@@ -7,7 +7,6 @@ In: the bundle, and how much faster than in production its windows pass. Out: fi
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import time
 from dataclasses import dataclass, replace
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from jeeves_otel.demo.parts import Ports
 
 EXPORT_S = 15.0  # the default of the package
 PAST = 1.1  # windows
@@ -131,7 +129,7 @@ class Pace:
         return Duration(f"{milliseconds}ms", milliseconds / 1000)
 
 
-def bundle(folder: Path, objectives: Objectives, pace: Pace, url: str, ports: Ports) -> Path:
+def bundle(folder: Path, objectives: Objectives, pace: Pace, url: str) -> Path:
     """Make a bundle in *folder* whose receivers are all at *url* and whose windows pass at *pace*; return where it is.
 
     Everything else is that of the checkout.
@@ -182,9 +180,8 @@ def make_past(folder: Path, promtool: str, objectives: Objectives, pace: Pace, p
 
 def _straight(values: str) -> tuple[float, float]:
     """Return start and step of ``start+step x count``, or of ``start x count``."""
-    found = re.fullmatch(r"([\d.e+]+?)(?:\+([\d.]+))?x\d+", values)
-    assert found is not None
-    return float(found[1]), float(found[2] or 0)
+    start, _, per_step = values.partition("x")[0].partition("+")
+    return float(start), float(per_step or 0)
 
 
 def _alertmanager(config: dict[str, Any], pace: Pace, url: str) -> dict[str, Any]:

@@ -134,15 +134,17 @@ async def send_steadily(base_url: str, seed: int, per_second: float, ended: Even
         for step in steps:
             await _take(client, step, outcome)
 
-    async with httpx2.AsyncClient(base_url=base_url, timeout=30, limits=_NO_LIMITS) as client:
-        async with asyncio.TaskGroup() as users:
-            while not ended.is_set():
-                number += 1
-                steps = _visit(f"user-{seed}-{number}", chance)
-                users.create_task(visit(steps))
-                await asyncio.sleep(len(steps) / per_second)
-            for user in asyncio.all_tasks() - {asyncio.current_task()}:
-                user.cancel()  # nobody waits for their answers
+    async with (
+        httpx2.AsyncClient(base_url=base_url, timeout=30, limits=_NO_LIMITS) as client,
+        asyncio.TaskGroup() as users,
+    ):
+        while not ended.is_set():
+            number += 1
+            steps = _visit(f"user-{seed}-{number}", chance)
+            users.create_task(visit(steps))
+            await asyncio.sleep(len(steps) / per_second)
+        for user in asyncio.all_tasks() - {asyncio.current_task()}:
+            user.cancel()  # nobody waits for their answers
     return outcome
 
 

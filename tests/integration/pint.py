@@ -32,6 +32,7 @@ def findings(
     command = [program, "--no-color", "--config", configuration, *([] if url else ["--offline"])]
     command += ["--show-duplicates", "lint", "--min-severity=warning", "--fail-on=warning", "--json", report, rules]
     ended = subprocess.run([str(each) for each in command], capture_output=True, text=True, timeout=120, check=False)
+    print(ended.stdout + ended.stderr)  # what a failing test shows
     found = [
         (Path(each["path"]).name, each["reporter"], each["severity"], each["problem"])
         for each in json.loads(report.read_text(encoding="utf-8")) or ()

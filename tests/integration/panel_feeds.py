@@ -14,7 +14,6 @@ import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import StringIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -22,7 +21,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_D
 from rich.console import Console
 
 from jeeves_otel.demo import incidents, processes, stage
-from jeeves_otel.demo.parts import clean_environment
+from jeeves_otel.demo.parts import BUNDLE, clean_environment
 from jeeves_otel.demo.traffic import USERS_AT_ONCE, Step, scripts
 from tests.helpers import poll_until
 from tests.integration.backends import INVALID, Spans
@@ -31,9 +30,9 @@ from tests.integration.launching import free_port, launched
 from tests.integration.prometheus_server import Prometheus
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
 HEALTHY, INCIDENT = "healthy", "incident"
 FEEDS = ("scraped", "written")
 REQUESTS = 60  # of a round, of which there are as many as the time of a phase has room for
@@ -91,7 +90,7 @@ def quick_rules(folder: Path) -> Path:
     How much of a window was seen is asked every second instead of every five minutes, of which a test has none.
     """
     folder.mkdir()
-    for path in (ROOT / "collector/rules").glob("*.yaml"):
+    for path in (BUNDLE / "rules").glob("*.yaml"):
         text = re.sub(r"\[\w+:5m\]", "[5m:1s]", path.read_text(encoding="utf-8"))
         document = yaml.safe_load(text)
         for group in document["groups"]:
@@ -101,13 +100,21 @@ def quick_rules(folder: Path) -> Path:
 
 
 @contextmanager
-def _prometheus(program: str, folder: Path, jobs: Mapping[str, int], rules: Path) -> Iterator[Prometheus]:
-    """Run *program*, which scrapes the loopback ports of *jobs*, evaluates *rules*, and may be written to."""
+def _prometheus(program: str, folder: Path, jobs: Mapping[str, Sequence[int]], rules: Path) -> Iterator[Prometheus]:
+    """Run *program*, which scrapes ports of *jobs* as the bundle says, evaluates *rules*, and may be written to."""
     folder.mkdir()
     configuration, port = folder / "prometheus.yaml", free_port()
+    shipped = yaml.safe_load((BUNDLE / "prometheus.yaml").read_text(encoding="utf-8"))["scrape_configs"]
+    how = {job.pop("job_name"): {key: job[key] for key in job if not key.endswith("sd_configs")} for job in shipped}
+    ports = {**jobs, **({"prometheus": [port]} if "prometheus" in how else {})}
+    assert set(how) <= set(ports), "a job of the bundle has no target here"
     scraped = [
-        {"job_name": job, "static_configs": [{"targets": [f"127.0.0.1:{target}"]}]}
-        for job, target in {**jobs, "prometheus": port}.items()
+        {
+            **how.get(job, {}),
+            "job_name": job,
+            "static_configs": [{"targets": [f"127.0.0.1:{target}" for target in targets]}],
+        }
+        for job, targets in ports.items()
     ]
     settings = {
         "global": {"scrape_interval": f"{INTERVAL_S}s", "evaluation_interval": f"{INTERVAL_S}s"},
@@ -122,6 +129,7 @@ def _prometheus(program: str, folder: Path, jobs: Mapping[str, int], rules: Path
         f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address=127.0.0.1:{port}",
         "--web.enable-remote-write-receiver",
+        "--storage.tsdb.retention.time=35d",  # as in the bundle: rules ask for 30
     ]
     with processes.running("Prometheus", command, clean_environment(), folder / "prometheus.log") as child:
         child.wait_until_answering(f"http://127.0.0.1:{port}/-/ready")
@@ -135,9 +143,9 @@ def run(programs: Mapping[str, str], folder: Path) -> Iterator[Run]:
     own, unwell = free_port(), free_port()
     pages = stage.Ports(metrics=free_port(), kernel_metrics=free_port())
     jobs = {
-        "jeeves-gateway": pages.metrics,
-        "jeeves-kernel": pages.kernel_metrics,
-        "jeeves-unwell": unwell,
+        "jeeves-gateway": [pages.metrics],
+        "jeeves-kernel": [pages.kernel_metrics],
+        "jeeves-unwell": [unwell],
     }
     full = _full(programs["collector"], folder / "full")
     with ExitStack() as stack:
@@ -149,7 +157,7 @@ def run(programs: Mapping[str, str], folder: Path) -> Iterator[Run]:
                 _prometheus(
                     programs["prometheus"],
                     folder / feed,
-                    {"otelcol": own, "otelcol-full": full.own, **(jobs if feed == "scraped" else {})},
+                    {"otelcol": [own, full.own], **(jobs if feed == "scraped" else {})},
                     rules,
                 )
             )

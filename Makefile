@@ -61,7 +61,7 @@ outage: setup collector ## See what the sidecar loses when backends fail in ever
 	@$(RUN) python -m tests.integration.outages $(ARGS)
 
 .PHONY: fire-drill
-fire-drill: setup ## Let what objectives are about fail, and time how long it takes until somebody is told (about 17 min).
+fire-drill: setup ## Let what objectives are about fail, and time how long it takes until somebody is told (about 11 min).
 	@$(RUN) python -m jeeves_otel.demo.drill $(ARGS)
 
 .PHONY: test

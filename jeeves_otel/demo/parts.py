@@ -206,7 +206,7 @@ def _prometheus(ports: Ports, folder: Path, bundle: Path) -> list[str]:
     for entry in ("prometheus.yaml", "rules", "scrape-enabled"):
         if (bundle / entry).exists():
             (files / entry).symlink_to(bundle / entry)
-    for name, port in (("otelcol", ports.own_metrics), ("alertmanager", ports.alertmanager)):
+    for name, port in _targets(ports).items():
         (targets / f"{name}.yaml").write_text(json.dumps([{"targets": [f"127.0.0.1:{port}"]}]), encoding="utf-8")
     return [
         f"--config.file={files / 'prometheus.yaml'}",
@@ -214,3 +214,7 @@ def _prometheus(ports: Ports, folder: Path, bundle: Path) -> list[str]:
         f"--web.listen-address=127.0.0.1:{ports.prometheus}",
         *PROMETHEUS_FLAGS,
     ]
+
+
+def _targets(ports: Ports) -> dict[str, int]:
+    return {"otelcol": ports.own_metrics, "alertmanager": ports.alertmanager, "prometheus": ports.prometheus}

@@ -95,12 +95,12 @@ def test_prometheus_knows_the_collector_its_rules_and_alertmanager(collector: st
         (target,) = prometheus.get("targets")["activeTargets"]
         poll_until(lambda: prometheus.get("alertmanagers")["activeAlertmanagers"], "Alertmanager")
         (alertmanager,) = prometheus.get("alertmanagers")["activeAlertmanagers"]
-        (group,) = prometheus.get("rules")["groups"]
+        groups = prometheus.get("rules")["groups"]
         known = yaml.safe_load(prometheus.get("status/config")["yaml"])
 
     assert f"http://{addresses['otelcol']}/metrics" == target["scrapeUrl"]
     assert "http://127.0.0.1:9/api/v2/alerts" == alertmanager["url"]
-    assert {"CollectorDown", "CollectorDrops"} <= {rule["name"] for rule in group["rules"]}
+    assert {"CollectorDown", "CollectorDrops"} <= {rule["name"] for group in groups for rule in group["rules"]}
     assert {"cluster": "jeeves-core", "environment": "development"} == known["global"]["external_labels"]
 
 

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from jeeves_otel.objectives import Slo
 
 STEP_S = 15  # of samples and evaluations, as in production
-RECORDED_S = 30 * 86_400
+DAY_S = 86_400
+RECORDED_S = 30 * DAY_S
 RAW_S = 7 * 3_600  # more than the longest window over counters
 INSTANCES = 20  # of the service
 RULES = parts.BUNDLE / "rules"
@@ -63,36 +64,31 @@ def main() -> None:
 
 def _make_month(folder: Path, promtool: str, slos: tuple[Slo, ...]) -> int:
     """Give Prometheus in *folder* its past, and return how many samples that is."""
-    text = folder / "past.txt"
-    count = 0
-    with text.open("w", encoding="utf-8") as file:
-        for slo in slos:
-            for line in _lines(slo):
-                file.write(line)
-                count += 1
-        file.write("# EOF\n")
-    command = [promtool, "tsdb", "create-blocks-from", "openmetrics", "--quiet", str(text), str(folder / "samples")]
-    subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - a part of Prometheus
-    text.unlink()
-    return count
+    samples = 0
+    now = int(time.time())
+    # Day by day: promtool reads all of its input again for every block of two hours.
+    for begins in range(now - RECORDED_S, now, DAY_S):
+        lines = [line for slo in slos for line in _lines(slo, begins, min(begins + DAY_S, now), now)]
+        samples += len(lines)
+        text = folder / "day.txt"
+        text.write_text("\n".join([*lines, "# EOF", ""]), encoding="utf-8")
+        command = [promtool, "tsdb", "create-blocks-from", "openmetrics", "--quiet", str(text), str(folder / "samples")]
+        subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - a part of Prometheus
+    return samples
 
 
-def _lines(slo: Slo) -> Iterator[str]:
-    """Yield a month of what is recorded about *slo*, and as much of its counters as rules read."""
-    now = time.time()
-    steps = int(RECORDED_S / STEP_S)
+def _lines(slo: Slo, begins: int, ends: int, now: int) -> Iterator[str]:
+    """Yield what is recorded about *slo* in some stretch of time, and as much of its counters as rules read."""
     for name, level in (("total", 20.0), ("bad", 0.02)):
-        for step in range(steps):
+        for at in range(begins, ends, STEP_S):
             # As traffic does, it changes all the time; a constant would be compressed to nothing.
-            value = level * (1.5 + math.sin(step / 900)) + step % 7 / 100
-            yield f'slo:{name}:rate5m{{slo="{slo.name}"}} {value:.6g} {now - (steps - step) * STEP_S:.0f}\n'
-    steps = int(RAW_S / STEP_S)
-    family = families_of(load())[slo.sli.family]
-    for series in played(slo.sli, family, [Phase(steps)]):
+            value = level * (1.5 + math.sin(at / 13_500) + at % 7 / 100)
+            yield f'slo:{name}:rate5m{{slo="{slo.name}"}} {value:.6g} {at}'
+    for series in played(slo.sli, families_of(load())[slo.sli.family], [Phase(1)]):
         for instance in range(INSTANCES):
             named = f'{series[:-1]}{"" if series.endswith("{}") else ","}instance="{instance}"}}'
-            for step in range(steps):
-                yield f"{named} {step * 20} {now - (steps - step) * STEP_S:.0f}\n"
+            for at in range(max(begins, now - RAW_S), ends, STEP_S):
+                yield f"{named} {at - now + RAW_S} {at}"
 
 
 def _report(url: str) -> None:

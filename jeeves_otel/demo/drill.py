@@ -183,10 +183,10 @@ def _play(console: Console, stack: ExitStack, scenarios: list[Scenario], pace: P
             raise ChildError(
                 f"{each.scenario.name}: {each.slo.alert} has come before anything was broken: {told.labels}"
             )
-    told = _break(console, rehearsals, pace)
+    report = _break(console, rehearsals, pace)
     wide = Console(width=max(console.width, TABLE_WIDTH), highlight=False)
-    wide.print(_table(told))
-    return 0 if all(each.met for each in told) else 1
+    wide.print(_table(report))
+    return 0 if all(each.met for each in report) else 1
 
 
 def _set_up(

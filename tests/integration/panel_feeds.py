@@ -230,7 +230,7 @@ def _something_is_wrong(demo: stage.Stage, endpoint: str, port: int) -> Iterator
         OTEL_SERVICE_NAME="jeeves-unwell",
         OTEL_EXPORTER_OTLP_ENDPOINT=endpoint,
         OTEL_METRIC_EXPORT_INTERVAL="1000",
-        OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=f"http://127.0.0.1:{free_port()}/v1/traces",
+        OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=f"{endpoint}/nowhere",  # refused for good, so lost
         OTEL_BSP_SCHEDULE_DELAY="500",
         OTEL_TRACES_SAMPLER_ARG="1",
         METRICS_PORT=str(port),

@@ -60,6 +60,10 @@ endpoints: setup ## See what an application notices of OTLP endpoints that misbe
 outage: setup collector ## See what the sidecar loses when backends fail in every way (about 20 min; ARGS=--help for more).
 	@$(RUN) python -m tests.integration.outages $(ARGS)
 
+.PHONY: fire-drill
+fire-drill: setup ## Let what objectives are about fail, and time how long it takes until somebody is told (about 11 min).
+	@$(RUN) python -m jeeves_otel.demo.drill $(ARGS)
+
 .PHONY: test
 test: check test-all test-newest ## Lint, types, layers, generated files, and all tests, on the locked and the newest SDK.
 
@@ -104,7 +108,7 @@ bench: setup ## Time recording beside the stock SDK and prometheus_client, in on
 	@$(RUN) python -m bench $(ARGS)
 
 # Real parts, each built from Go modules into the user's cache, by version and modules.
-.PHONY: collector jaeger prometheus alertmanager
+.PHONY: collector jaeger prometheus alertmanager pint sloth
 collector: ## Build the Collector, with the components that its configurations use.
 	@collector/build.sh
 jaeger: ## Build Jaeger v2.
@@ -113,6 +117,10 @@ prometheus: ## Build Prometheus 3 and promtool.
 	@collector/build.sh prometheus
 alertmanager: ## Build Alertmanager and amtool.
 	@collector/build.sh alertmanager
+pint: ## Build pint, which judges rules.
+	@collector/build.sh pint
+sloth: ## Build sloth, whose rules ours are compared with.
+	@collector/build.sh sloth
 
 .PHONY: fmt
 fmt: setup ## Format the code and mend what can be mended.

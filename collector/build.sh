@@ -6,9 +6,9 @@
 #   build.sh [PART] --path               print the path; the file is missing if nobody has built it
 #   build.sh collector --new-sums        after a change of builder.yaml; read the difference of builder/
 #
-# PART is one of collector (the default), jaeger, prometheus, alertmanager; beside prometheus stands promtool, beside
-# alertmanager amtool. Needs Go 1.24.6 or newer (1.26 for Prometheus) and a Go module proxy; takes a few minutes the first
-# time. The folders of the same names hold the checksums of every module, so that each build gets the same bytes. The
+# PART is one of collector (the default), jaeger, prometheus, alertmanager, and for tests pint and sloth; beside prometheus
+# stands promtool, beside alertmanager amtool. Needs Go 1.24.6 or newer (1.26 for Prometheus, pint and sloth) and a Go
+# module proxy; takes a few minutes the first time. The folders of the same names hold the checksums of every module, so that each build gets the same bytes. The
 # checksum database lacks some of these modules, among them the Collector's own; their sums were taken once, from the proxy.
 set -euo pipefail
 
@@ -18,10 +18,10 @@ source "$here/versions.env"
 
 part=collector
 case "${1:-}" in
-collector | jaeger | prometheus | alertmanager) part=$1 && shift ;;
+collector | jaeger | prometheus | alertmanager | pint | sloth) part=$1 && shift ;;
 '' | --path | --new-sums) ;;
 *)
-    echo "build.sh: no part is called $1; there are collector, jaeger, prometheus, alertmanager" >&2
+    echo "build.sh: no part is called $1; there are collector, jaeger, prometheus, alertmanager, pint, sloth" >&2
     exit 2
     ;;
 esac
@@ -32,6 +32,8 @@ collector) version=$COLLECTOR_VERSION made_from=("$here/builder.yaml") name=otel
 jaeger) version=$JAEGER_VERSION ;;
 prometheus) version=$PROMETHEUS_VERSION ;;
 alertmanager) version=$ALERTMANAGER_VERSION ;;
+pint) version=$PINT_VERSION ;;
+sloth) version=$SLOTH_VERSION ;;
 esac
 hash="$(cat "${made_from[@]}" | sha256sum | cut -c 1-12)"
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/jeeves-otel/$part-$version-$hash"
@@ -79,6 +81,10 @@ build_prometheus() {
 }
 
 build_alertmanager() { from_modules '' github.com/prometheus/alertmanager/cmd/{alertmanager,amtool}; }
+
+build_pint() { from_modules '' github.com/cloudflare/pint/cmd/pint; }
+
+build_sloth() { from_modules '' github.com/slok/sloth/cmd/sloth; }
 
 mkdir -p "$cache"
 cd "$cache"

@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from jeeves_otel.demo.stage import Stage
@@ -61,25 +61,25 @@ def end(kind: str, stage: Stage) -> None:
         ask_model(stage.model_url)
 
 
-def ask_model(url: str, failing: float = 0.0, delay_s: float = 0.0) -> None:
-    """Ask the model server at *url* to fail a share of calls, and to take longer for the others; by default, neither.
+def ask_model(url: str, **wrong: float) -> None:
+    """Ask the model server at *url* to be wrong in these ways, see `llm_server.Incident`; by default, in none.
 
     Raises:
         urllib.error.URLError: It does not answer, or does not accept the numbers.
     """
     request = urllib.request.Request(  # noqa: S310 - the demo's own server, on the loopback interface
         f"{url}/incident",
-        data=json.dumps({"failing": failing, "delay_s": delay_s}).encode(),
+        data=json.dumps(wrong).encode(),
         headers={"Content-Type": "application/json"},
         method="PUT",
     )
     urllib.request.urlopen(request, timeout=10).close()  # noqa: S310 - as above
 
 
-def rename_tables(database: Path, old: str, new: str) -> None:
-    """Rename every table of *database* from the pattern *old* to the pattern *new*, all or none."""
+def rename_tables(database: Path, old: str, new: str, tables: Iterable[str] = TABLES) -> None:
+    """Rename *tables* of *database* from the pattern *old* to the pattern *new*, all or none."""
     with closing(sqlite3.connect(database, timeout=30, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
-        for table in TABLES:
+        for table in tables:
             connection.execute(f"ALTER TABLE {old.format(table)} RENAME TO {new.format(table)}")
         connection.execute("COMMIT")

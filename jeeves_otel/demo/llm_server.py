@@ -93,10 +93,13 @@ class Completion(BaseModel):
 
 
 class Incident(BaseModel):
-    """What is wrong with the server just now: the share of calls that fail, and how long the others take in addition."""
+    """What is wrong with the server just now, as shares of its calls."""
 
     failing: float = Field(default=0.0, ge=0, le=1)
+    delayed: float = Field(default=1.0, ge=0, le=1)
     delay_s: float = Field(default=0.0, ge=0)
+    babbling: float = Field(default=0.0, ge=0, le=1)  # prose for those who asked for JSON
+    usual: bool = True  # whether the few calls fail that always do
 
 
 def create_app(seed: int) -> FastAPI:
@@ -116,7 +119,8 @@ def create_app(seed: int) -> FastAPI:
     @app.put("/incident")
     async def begin(wanted: Incident) -> Incident:
         """Let calls fail or take longer from now on; without a body's fields, all is well again."""
-        now.failing, now.delay_s = wanted.failing, wanted.delay_s
+        for name, value in wanted:
+            setattr(now, name, value)
         return now
 
     @app.post("/v1/chat/completions", response_model=None)
@@ -126,18 +130,18 @@ def create_app(seed: int) -> FastAPI:
         digest = hashlib.sha256(f"{seed} {seen[request]} {request}".encode()).digest()
         chance = random.Random(digest)
         # Of its own chance, so that an incident does not change what is answered without it.
-        if random.Random(b"incident" + digest).random() < now.failing:
+        bad_luck = random.Random(b"incident" + digest)
+        if bad_luck.random() < now.failing:
             return _error(503, "overloaded")
-        failure = await _fail(chance)
+        failure = await _fail(chance) if now.usual else None
         if failure is not None:
             return failure
         await asyncio.sleep(chance.uniform(*DELAYS_S))
-        text = answer(asked, chance)
+        text = _prose(chance) if bad_luck.random() < now.babbling else answer(asked, chance)
+        delay_s = now.delay_s if bad_luck.random() < now.delayed else 0.0
         if asked.stream:
-            return StreamingResponse(
-                _slowly(now.delay_s, ":\n\n", _chunks(asked, text)), media_type="text/event-stream"
-            )
-        body = _slowly(now.delay_s, " ", _once(json.dumps(_reply(asked, text))))
+            return StreamingResponse(_slowly(delay_s, ":\n\n", _chunks(asked, text)), media_type="text/event-stream")
+        body = _slowly(delay_s, " ", _once(json.dumps(_reply(asked, text))))
         return StreamingResponse(body, media_type="application/json")
 
     return app

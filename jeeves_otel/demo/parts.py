@@ -76,6 +76,11 @@ def cached(part: str = "collector") -> str | None:
     return path if Path(path).is_file() else None
 
 
+def beside(program: str, tool: str) -> str:
+    """Return *tool* of the folder of *program*: promtool is built, packaged and installed with Prometheus."""
+    return str(Path(program).with_name(tool))
+
+
 def program(part: str, say: Callable[[str], None]) -> str:
     """Return the program of *part*: from the cache, else from the path if it is new enough, else built now.
 
@@ -122,7 +127,9 @@ def clean_environment(**settings: str) -> dict[str, str]:
     return {**{key: value for key, value in os.environ.items() if not key.startswith(ours)}, **settings}
 
 
-def start(stack: ExitStack, programs: Mapping[str, str], ports: Ports, folder: Path) -> list[Child]:
+def start(
+    stack: ExitStack, programs: Mapping[str, str], ports: Ports, folder: Path, bundle: Path = BUNDLE
+) -> list[Child]:
     """Start all parts with their data and logs in *folder*, and return when every one answers.
 
     Args:
@@ -130,13 +137,14 @@ def start(stack: ExitStack, programs: Mapping[str, str], ports: Ports, folder: P
         programs: ``{part: path}``.
         ports: Where they listen.
         folder: Empty.
+        bundle: Where the files are.
 
     Raises:
         ChildError: A part does not start.
     """
     environment = clean_environment(**_variables(ports, folder))
     children = {}
-    for part, arguments in commands(ports, folder).items():
+    for part, arguments in commands(ports, folder, bundle).items():
         name = "The Collector" if part == "collector" else part.capitalize()
         command = [programs[part], *arguments]
         children[part] = stack.enter_context(running(name, command, environment, folder / f"{part}.log"))
@@ -147,14 +155,14 @@ def start(stack: ExitStack, programs: Mapping[str, str], ports: Ports, folder: P
     return list(children.values())
 
 
-def commands(ports: Ports, folder: Path) -> dict[str, list[str]]:
+def commands(ports: Ports, folder: Path, bundle: Path = BUNDLE) -> dict[str, list[str]]:
     """Return ``{part: arguments}`` in the order in which they are started, and make the files that they name."""
     return {
-        "alertmanager": _alertmanager(ports, folder),
-        "prometheus": _prometheus(ports, folder),
-        "jaeger": [f"--config={BUNDLE / 'jaeger.yaml'}"],
+        "alertmanager": _alertmanager(ports, folder, bundle),
+        "prometheus": _prometheus(ports, folder, bundle),
+        "jaeger": [f"--config={bundle / 'jaeger.yaml'}"],
         # The user's own file comes last, and wins.
-        "collector": [f"--config={BUNDLE / name}" for name in ("sidecar.yaml", "alerts.yaml", "extras.yaml")],
+        "collector": [f"--config={bundle / name}" for name in ("sidecar.yaml", "alerts.yaml", "extras.yaml")],
     }
 
 
@@ -181,24 +189,24 @@ def _variables(ports: Ports, folder: Path) -> dict[str, str]:
     }
 
 
-def _alertmanager(ports: Ports, folder: Path) -> list[str]:
+def _alertmanager(ports: Ports, folder: Path, bundle: Path) -> list[str]:
     return [
-        f"--config.file={BUNDLE / 'alertmanager.yaml'}",
+        f"--config.file={bundle / 'alertmanager.yaml'}",
         f"--storage.path={folder / 'alertmanager'}",
         f"--web.listen-address=127.0.0.1:{ports.alertmanager}",
         "--cluster.listen-address=",  # alone, and silent on all other addresses
     ]
 
 
-def _prometheus(ports: Ports, folder: Path) -> list[str]:
+def _prometheus(ports: Ports, folder: Path, bundle: Path) -> list[str]:
     """Return its arguments; addresses stand in files beside its own, so it gets a folder with both."""
     files = folder / "prometheus"
     targets = files / "targets"
     targets.mkdir(parents=True)
     for entry in ("prometheus.yaml", "rules", "scrape-enabled"):
-        if (BUNDLE / entry).exists():
-            (files / entry).symlink_to(BUNDLE / entry)
-    for name, port in (("otelcol", ports.own_metrics), ("alertmanager", ports.alertmanager)):
+        if (bundle / entry).exists():
+            (files / entry).symlink_to(bundle / entry)
+    for name, port in _targets(ports).items():
         (targets / f"{name}.yaml").write_text(json.dumps([{"targets": [f"127.0.0.1:{port}"]}]), encoding="utf-8")
     return [
         f"--config.file={files / 'prometheus.yaml'}",
@@ -206,3 +214,7 @@ def _prometheus(ports: Ports, folder: Path) -> list[str]:
         f"--web.listen-address=127.0.0.1:{ports.prometheus}",
         *PROMETHEUS_FLAGS,
     ]
+
+
+def _targets(ports: Ports) -> dict[str, int]:
+    return {"otelcol": ports.own_metrics, "alertmanager": ports.alertmanager, "prometheus": ports.prometheus}

@@ -6,9 +6,11 @@ In: calls from any thread. Out: rows. Nothing here measures: under the launcher,
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sqlalchemy import ForeignKey, String, create_engine, func, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
 if TYPE_CHECKING:
@@ -76,7 +78,8 @@ class Store:
         self._engine = create_engine(url, pool_size=POOL_SIZE, max_overflow=POOL_OVERFLOW)
         self._session = sessionmaker(self._engine)
         _Base.metadata.create_all(self._engine)
-        with self._session.begin() as session:
+        # Gateway and kernel start at once: who comes second finds what is needed.
+        with suppress(IntegrityError), self._session.begin() as session:
             for topic, text in DOCUMENTS.items():
                 session.merge(Document(topic=topic, text=text))
 

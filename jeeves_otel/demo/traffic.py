@@ -20,8 +20,10 @@ from jeeves_otel.settings import PROBES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from threading import Event
 
 USERS_AT_ONCE = 12
+_NO_LIMITS = httpx2.Limits(max_connections=None)
 PIECES_READ = 3  # of an answer whose reader leaves early
 
 
@@ -121,6 +123,28 @@ async def send(base_url: str, users: list[list[Step]], progress: Callable[[], No
 
     async with httpx2.AsyncClient(base_url=base_url, timeout=30) as client:
         await asyncio.gather(*(visit(steps) for steps in users))
+    return outcome
+
+
+async def send_steadily(base_url: str, seed: int, per_second: float, ended: Event) -> Outcome:
+    """Let new users come, however slowly they are answered, so that *per_second* requests are sent, until *ended*."""
+    outcome, chance, number = Outcome(), random.Random(seed), 0
+
+    async def visit(steps: list[Step]) -> None:
+        for step in steps:
+            await _take(client, step, outcome)
+
+    async with (
+        httpx2.AsyncClient(base_url=base_url, timeout=30, limits=_NO_LIMITS) as client,
+        asyncio.TaskGroup() as users,
+    ):
+        while not ended.is_set():
+            number += 1
+            steps = _visit(f"user-{seed}-{number}", chance)
+            users.create_task(visit(steps))
+            await asyncio.sleep(len(steps) / per_second)
+        for user in asyncio.all_tasks() - {asyncio.current_task()}:
+            user.cancel()  # nobody waits for their answers
     return outcome
 
 

@@ -81,13 +81,13 @@ def records(slo: Slo, *, long: bool = False) -> list[Rule]:
             *rules,
             _record(slo, "slo:error_ratio:rate5m", _ratio(slo, "5m")),
             _record(slo, "slo:error_ratio:rate1h", _ratio(slo, "1h")),
+            _record(slo, "slo:burn_rate:ratio1h", f"{_recorded('error_ratio:rate1h', slo)} / {plain(slo.budget)}"),
         ]
     rules += [_record(slo, f"slo:seen:ratio{window.text}", _seen(slo, window)) for window in slo.windows_to_be_seen]
     return [
         *rules,
         _record(slo, f"slo:error_ratio:rate{month}", _ratio(slo, month)),
         _record(slo, "slo:objective:ratio", f"vector({plain(1 - slo.budget)})"),
-        _record(slo, "slo:burn_rate:ratio1h", f"{_recorded('error_ratio:rate1h', slo)} / {plain(slo.budget)}"),
         _record(
             slo,
             f"slo:budget_remaining:ratio{month}",

@@ -129,6 +129,7 @@ def _prometheus(program: str, folder: Path, jobs: Mapping[str, Sequence[int]], r
         f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address=127.0.0.1:{port}",
         "--web.enable-remote-write-receiver",
+        "--storage.tsdb.retention.time=35d",  # as in the bundle: rules ask for 30
     ]
     with processes.running("Prometheus", command, clean_environment(), folder / "prometheus.log") as child:
         child.wait_until_answering(f"http://127.0.0.1:{port}/-/ready")

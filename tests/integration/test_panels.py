@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from typing import TYPE_CHECKING, Any
@@ -15,14 +16,17 @@ from jeeves_otel.demo.parts import cached
 from jeeves_otel.generators import dashboards as generated, runbooks
 from jeeves_otel.queries import families_of
 from jeeves_otel.registry import load
+from tests.integration import pint
 from tests.integration.panel_feeds import FEEDS, HEALTHY, INCIDENT, Run, run as played
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from jeeves_otel.dashboards import Panel
     from jeeves_otel.queries import Query
 
+PINT = cached("pint") or ""
 PROGRAMS = {part: cached(part) for part in ("collector", "prometheus")}
 pytestmark = [
     pytest.mark.integration,
@@ -214,3 +218,26 @@ def test_alerts_are_marked_in_every_dashboard(feed: str, run: Run) -> None:
 
         assert _has_numbers(marks)
         assert {True} == {{"alertname", "severity"} <= set(each["metric"]) for each in marks}
+
+
+@pytest.mark.skipif(not PINT, reason="no pint: make pint")
+@pytest.mark.parametrize("feed", FEEDS)
+def test_no_rule_asks_for_what_nobody_sends(feed: str, run: Run, tmp_path: Path) -> None:
+    """Pint finds every series of every rule in the server, and nothing else to say but what `pint.hcl` has reasons for."""
+    disabled = set(re.findall(r'disable = \["(.+)"\]', pint.EXCEPTIONS.read_text(encoding="utf-8")))
+    rules, url = pint.ROOT / "collector/rules", run.feeds[feed].url
+
+    assert [] == pint.findings(PINT, tmp_path, rules, url)
+    assert disabled == {check for _, check, *_ in pint.findings(PINT, tmp_path, rules, url, exceptions="")}
+
+
+@pytest.mark.skipif(not PINT, reason="no pint: make pint")
+def test_a_rule_about_what_nobody_sends_is_found(run: Run, tmp_path: Path) -> None:
+    """On a name that does not exist, and on a value that a label never has."""
+    rules = tmp_path / "dead.yaml"
+    asked = ("jeeves_nobody_sends_this_total", 'jeeves_llm_provider_calls_total{status="nonsense"}')
+    alerts = [{"alert": f"Dead{number}", "expr": f"rate({each}[5m]) > 1"} for number, each in enumerate(asked)]
+    rules.write_text(json.dumps({"groups": [{"name": "dead", "rules": alerts}]}), encoding="utf-8")
+    found = pint.findings(PINT, tmp_path, rules, run.feeds["written"].url)
+
+    assert ["promql/series", "promql/series"] == [check for _, check, *_ in found]

@@ -34,7 +34,8 @@ real = [pytest.mark.integration, pytest.mark.slow]
 class Stack:
     """One run, recognised by its folder for temporary files, which everything that it starts inherits."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, module: str = "jeeves_otel.demo.stack") -> None:
+        self._module = module
         self._folder = folder
         self._output = folder.with_name("output.txt")
         self._process: subprocess.Popen[bytes] | None = None
@@ -43,7 +44,7 @@ class Stack:
         """Start it."""
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "jeeves_otel.demo.stack", *arguments],
+                [sys.executable, "-m", self._module, *arguments],
                 env=environment(TMPDIR=str(self._folder), PYTHONUNBUFFERED="1", **settings),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -64,7 +65,7 @@ class Stack:
 
     def left(self) -> list[str]:
         """Return the commands of its processes, and its files, that are there now."""
-        found = [str(path) for path in self._folder.glob("jeeves-[sd][te]*")]  # not the folder that pages share
+        found = [str(path) for path in self._folder.glob("jeeves-[sd][ter]*")]  # not the folder that pages share
         for each in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
                 if f"TMPDIR={self._folder}\0".encode() in (each / "environ").read_bytes() + b"\0":

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fire drill with windows a fortieth as long: real parts, a real webhook, and somebody is told in time."""
+
+from __future__ import annotations
+
+import re
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from jeeves_otel.demo import parts
+from jeeves_otel.demo.on_call import Pace
+from jeeves_otel.objectives import examine
+from jeeves_otel.registry import load
+from tests.helpers import poll_until
+from tests.integration.test_stack import Stack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+real = [
+    pytest.mark.integration,
+    pytest.mark.slow,
+    pytest.mark.skipif(None in map(parts.cached, parts.PARTS), reason=f"not built: make {' '.join(parts.PARTS)}"),
+]
+
+
+@pytest.fixture
+def drill(tmp_path: Path) -> Iterator[Stack]:
+    """Yield a drill that has not begun."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    made = Stack(folder, "jeeves_otel.demo.drill")
+    yield made
+    made.kill()
+
+
+class TestDrill:
+    """Real runs."""
+
+    pytestmark = real
+
+    def test_an_outage_and_a_half_are_told_in_time_by_the_right_alerts(self, drill: Stack) -> None:
+        """Nothing before the injection, then the outage tier, through the route for critical alerts; and nothing is left."""
+        drill.start("--faster", "40", "--only", "llm-outage", "database")
+        status = drill.wait()
+        rows = [
+            [cell.strip() for cell in line.split("|")[1:-1]] for line in drill.output.splitlines() if "| yes" in line
+        ]
+
+        assert (0, []) == (status, drill.left()), drill.output
+        assert [
+            ["llm_availability", "LLMErrorBudgetBurn", "outage", "pagerduty"],
+            ["database_availability", "DatabaseErrorBudgetBurn", "outage", "pagerduty"],
+        ] == [[row[0], *row[3:6]] for row in rows]
+        assert all(re.fullmatch(r"\d+\.\d s", cell) for row in rows for cell in row[6:10]), rows
+
+    def test_ctrl_c_ends_everything(self, drill: Stack) -> None:
+        """While traffic is healthy, which in production takes minutes."""
+        drill.start("--only", "llm-half")
+        poll_until(lambda: "Healthy traffic" in drill.output, "the traffic", timeout_s=60)
+        before = drill.left()
+        status = drill.wait(signal.SIGINT)
+
+        assert 7 <= len(before)
+        assert (130, []) == (status, drill.left()), drill.output
+
+
+def test_in_production_the_drill_changes_no_window_and_no_goal() -> None:
+    """Only a faster one does, each window by the same factor."""
+    objectives, _ = examine(load())
+    production, faster = Pace(), Pace(40)
+    lengths = [[tier.long.seconds / 40 for tier in slo.tiers] for slo in objectives.slos]
+
+    assert objectives is production.scaled(objectives)
+    assert (15.0, 150.0) == (production.export_s, production.goal_s(150.0))
+    assert lengths == [[tier.long.seconds for tier in slo.tiers] for slo in faster.scaled(objectives).slos]

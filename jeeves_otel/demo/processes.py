@@ -146,11 +146,15 @@ _interrupts = _Interrupts()
 
 @contextlib.contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM raise KeyboardInterrupt in a ``with`` block, so that it ends children as Ctrl-C does."""
+    """Let SIGTERM, and SIGHUP of a terminal that is closed, raise KeyboardInterrupt in a ``with`` block, as Ctrl-C does.
+
+    Children have sessions of their own, and would outlive the terminal. Under nohup SIGHUP stays ignored.
+    """
     before = {}
     try:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            before[each] = signal.signal(each, _interrupts.handle)
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if each is not signal.SIGHUP or signal.getsignal(each) is not signal.SIG_IGN:
+                before[each] = signal.signal(each, _interrupts.handle)
     except ValueError:  # not the main thread: whoever called from another one handles signals
         yield
         return

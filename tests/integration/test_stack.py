@@ -123,11 +123,12 @@ class TestStack:
         assert 8 <= len(before)
         assert (0, []) == (status, stack.left()), stack.output
 
-    def test_sigterm_while_it_starts_ends_everything(self, stack: Stack) -> None:
+    @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])  # the second: a terminal that is closed
+    def test_a_signal_while_it_starts_ends_everything(self, stack: Stack, sent: signal.Signals) -> None:
         """The parts are there, the service is not yet."""
         stack.start("--free-ports")
         poll_until(lambda: "They answer" in stack.output, "the parts")
-        status = stack.wait(signal.SIGTERM)
+        status = stack.wait(sent)
 
         assert (130, []) == (status, stack.left()), stack.output
         assert "Everything is stopped." in stack.output

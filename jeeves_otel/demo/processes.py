@@ -7,6 +7,7 @@ In: a command and its environment. Out: a `Child`, or `ChildError` with the end 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -163,6 +164,12 @@ def terminated_as_interrupted() -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+def without_proxy() -> None:
+    """Keep what is for the loopback interface from a proxy that the environment names, here and in all children."""
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1", "localhost")))
 
 
 def require_free(port: int, option: str) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jeeves_otel.demo import report
-from jeeves_otel.demo.processes import ChildError, require_free, terminated_as_interrupted
+from jeeves_otel.demo.processes import ChildError, require_free, terminated_as_interrupted, without_proxy
 from jeeves_otel.demo.receiver import Receiver
 from jeeves_otel.demo.samples import series_of
 from jeeves_otel.demo.stage import (
@@ -79,6 +79,7 @@ def run(
     """
     options = Options(requests, seed, keep, port, metrics_port, sampled, incident)
     console = console_of_the_user()
+    without_proxy()
     try:
         with terminated_as_interrupted(), ExitStack() as stack:
             receiver = stack.enter_context(Receiver())

@@ -7,6 +7,7 @@ In: a command and its environment. Out: a `Child`, or `ChildError` with the end 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -146,11 +147,15 @@ _interrupts = _Interrupts()
 
 @contextlib.contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM raise KeyboardInterrupt in a ``with`` block, so that it ends children as Ctrl-C does."""
+    """Let SIGTERM, and SIGHUP of a terminal that is closed, raise KeyboardInterrupt in a ``with`` block, as Ctrl-C does.
+
+    Children have sessions of their own, and would outlive the terminal. Under nohup SIGHUP stays ignored.
+    """
     before = {}
     try:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            before[each] = signal.signal(each, _interrupts.handle)
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if each is not signal.SIGHUP or signal.getsignal(each) is not signal.SIG_IGN:
+                before[each] = signal.signal(each, _interrupts.handle)
     except ValueError:  # not the main thread: whoever called from another one handles signals
         yield
         return
@@ -159,6 +164,12 @@ def terminated_as_interrupted() -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+def without_proxy() -> None:
+    """Keep what is for the loopback interface from a proxy that the environment names, here and in all children."""
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1", "localhost")))
 
 
 def require_free(port: int, option: str) -> None:

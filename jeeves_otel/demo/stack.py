@@ -20,7 +20,7 @@ from rich.text import Text
 
 from jeeves_otel.demo import arrivals, parts, report, stage
 from jeeves_otel.demo.__main__ import add_incident, positive, ratio
-from jeeves_otel.demo.processes import ChildError, terminated_as_interrupted
+from jeeves_otel.demo.processes import ChildError, terminated_as_interrupted, without_proxy
 from jeeves_otel.demo.traffic import scripts
 from jeeves_otel.registry import load
 
@@ -82,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_incident(parser)
     options = Options(**vars(parser.parse_args(arguments)))
     console = stage.console_of_the_user()
+    without_proxy()
     try:
         with terminated_as_interrupted(), ExitStack() as stack:
             return _play(console, options, stack)

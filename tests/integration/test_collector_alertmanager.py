@@ -41,8 +41,10 @@ def _alerts(ports: parts.Ports, service: str) -> list[dict[str, Any]]:
     return [each for each in found if each["labels"]["service"] == service]
 
 
-def _send_exception(ports: parts.Ports, service: str, code: Any = Status.STATUS_CODE_ERROR) -> None:
-    event = Span.Event(name="exception", attributes=[text("exception.type", "TimeoutError")])
+def _send_exception(
+    ports: parts.Ports, service: str, code: Any = Status.STATUS_CODE_ERROR, kind: str = "TimeoutError"
+) -> None:
+    event = Span.Event(name="exception", attributes=[text("exception.type", kind)])
     made = span(1, events=[event], status=Status(code=code))
     assert send(SimpleNamespace(http=ports.otlp_http), spans(resource(service_name=service), made))  # type: ignore[arg-type]  # its port is enough
 
@@ -114,6 +116,15 @@ def test_an_exception_that_one_span_survives_and_another_does_not_is_told_once(p
         return states if len(states) == 2 and "unprocessed" not in states.values() else None
 
     assert {"critical": "active", "warning": "suppressed"} == poll_until(told, "both alerts")
+
+
+def test_a_secret_is_no_label(ports: parts.Ports) -> None:
+    """Some languages have no class of an exception, and write what they like."""
+    _send_exception(ports, "secret", kind="the key sk-proj-abcdefghijklmnop1234 is wrong")
+    (alert,) = poll_until(lambda: _alerts(ports, "secret"), "the alert")
+
+    assert "the key **** is wrong" == alert["labels"]["exception_type"]
+    assert "sk-proj" not in str(alert)
 
 
 def test_the_configuration_of_alertmanager_is_valid_and_tells_nobody() -> None:

@@ -179,6 +179,26 @@ def test_every_mode_starts_with_tls_and_no_certificate_of_its_own(
     assert [] == _validated_and_started(collector, tmp_path, names, {**credentials, **without})
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("sidecar.yaml", "metrics-bearer.yaml"),
+        ("sidecar.yaml", "traces-tls.yaml", "traces-bearer.yaml"),
+        ("gateway-loadbalancing.yaml", "gateway-loadbalancing-tls.yaml", "gateway-loadbalancing-bearer.yaml"),
+    ],
+    ids=_named,
+)
+def test_a_missing_token_keeps_the_collector_from_starting(
+    collector: str, tmp_path: Path, credentials: dict[str, str], names: tuple[str, ...]
+) -> None:
+    """Instead of a panic with the first request, and with what waits on disk after each restart."""
+    missing = str(tmp_path / "missing")
+    files = dict.fromkeys(("COLLECTOR_TRACES_TOKEN_FILE", "COLLECTOR_METRICS_TOKEN_FILE"), missing)
+    status, said = _run(collector, "validate", *names, **{**credentials, **files, "HOSTNAME": "a-host"})
+
+    assert (1, True) == (status, f"open {missing}: no such file" in said), said
+
+
 @pytest.mark.parametrize("traces", ["[debug]", "[otlp_grpc/traces]", "[debug, otlp_grpc/traces]"])
 @pytest.mark.parametrize("metrics", ["[debug]", "[otlp_grpc/rw_hop]"])
 def test_the_sidecar_is_valid_with_every_switch(collector: str, traces: str, metrics: str) -> None:

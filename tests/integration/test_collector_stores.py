@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.metrics.v1.metrics_pb2 import (
     AGGREGATION_TEMPORALITY_CUMULATIVE,
     AGGREGATION_TEMPORALITY_DELTA,
@@ -25,6 +26,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
     Sum,
 )
 
+from jeeves_otel.registry import TRANSLATED
 from tests.helpers import poll_until
 from tests.integration.backends import HANGS, OK, REFUSES, UNAVAILABLE, Door
 from tests.integration.certificates import Certificates
@@ -146,6 +148,7 @@ def _metrics(at_ms: int, number: int) -> list[Metric]:
 
 def _request(at_ms: int, number: int) -> ExportMetricsServiceRequest:
     of = resource(service_name="a-service", service_namespace="a-team", service_instance_id="one", service_version="7")
+    of.attributes.append(KeyValue(key=TRANSLATED, value=AnyValue(bool_value=True)))  # as from the SDK
     scope = ScopeMetrics(metrics=_metrics(at_ms, number))
     scope.scope.name, scope.scope.version = "a.library", "1.0"
     return ExportMetricsServiceRequest(resource_metrics=[ResourceMetrics(resource=of, scope_metrics=[scope])])
@@ -154,6 +157,10 @@ def _request(at_ms: int, number: int) -> ExportMetricsServiceRequest:
 def _stored(store: Prometheus) -> Stored:
     """Return every sample that the service has sent, by the labels of its series."""
     return {frozenset(labels.items()): samples for labels, samples in store.samples('{job="a-team/a-service"}')}
+
+
+def _labels_of_the_target(store: Prometheus) -> set[str]:
+    return {label for labels, _ in store.samples("target_info") for label in labels}
 
 
 def _sent_late(sidecar: Sidecar, count: int) -> int:
@@ -194,6 +201,7 @@ def test_remote_write_and_otlp_make_the_same_series(collector: str, tmp_path: Pa
 
         assert len(_stored(written)) > 10
         assert _stored(written) == _stored(received)
+        assert {"job", "instance", "service_version", "__name__"} == _labels_of_the_target(written)
         assert by_write
         assert by_write == by_otlp
 
@@ -353,6 +361,7 @@ def test_victoria_metrics_has_the_samples_that_prometheus_has(collector: str, tm
         assert send(sidecar, old)
 
         assert {labels | of: samples for labels, samples in _stored(prometheus).items()} == _stored(victoria)
+        assert not {label for label in _labels_of_the_target(victoria) if "translated" in label}
         poll_until(lambda: victoria.get("query", query="of_old_total[25h]")["result"], "the sample of yesterday")
 
 

@@ -456,7 +456,10 @@ def _through(collector: str, folder: Path, message: ExportMetricsServiceRequest)
     folder = folder / str(next(_numbers))
     folder.mkdir()
     arrived, overlay = folder / "arrived.jsonl", folder / "overlay.yaml"
-    overlay.write_text(f"exporters: {{file: {{path: {arrived}}}}}\n", encoding="utf-8")
+    # Without the last processor, which takes the mark away.
+    processors = "[memory_limiter, resource/identity, transform/translation, filter/translation]"
+    pipelines = f"service: {{pipelines: {{metrics: {{processors: {processors}}}}}}}\n"
+    overlay.write_text(f"exporters: {{file: {{path: {arrived}}}}}\n{pipelines}", encoding="utf-8")
     sidecar = Sidecar(collector, folder, COLLECTOR_METRICS_EXPORTERS="[file]")
     with sidecar.running("translation.yaml", overlay):
         assert send(sidecar, message)

@@ -98,8 +98,12 @@ class TestStack:
     pytestmark = real
 
     def test_data_has_arrived_in_all_parts_and_nothing_is_left(self, stack: Stack) -> None:
-        """Counts are those of the page, traces whole, exceptions alerts; then no process runs and no file stays."""
-        stack.start("--once", "--free-ports", "--requests", "40")
+        """Counts are those of the page, traces whole, exceptions alerts; then no process runs and no file stays.
+
+        A proxy that the user needs for other things is not asked.
+        """
+        nobody = "http://127.0.0.1:9"
+        stack.start("--once", "--free-ports", "--requests", "40", http_proxy=nobody, HTTP_PROXY=nobody)
         status = stack.wait()
 
         assert 0 == status, stack.output
@@ -124,11 +128,12 @@ class TestStack:
         assert 8 <= len(before)
         assert (0, []) == (status, stack.left()), stack.output
 
-    def test_sigterm_while_it_starts_ends_everything(self, stack: Stack) -> None:
+    @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])  # the second: a terminal that is closed
+    def test_a_signal_while_it_starts_ends_everything(self, stack: Stack, sent: signal.Signals) -> None:
         """The parts are there, the service is not yet."""
         stack.start("--free-ports")
         poll_until(lambda: "They answer" in stack.output, "the parts")
-        status = stack.wait(signal.SIGTERM)
+        status = stack.wait(sent)
 
         assert (130, []) == (status, stack.left()), stack.output
         assert "Everything is stopped." in stack.output

@@ -243,7 +243,8 @@ def test_targets_of_prometheus_are_services_of_compose() -> None:
         for path in (ROOT / "collector/compose/targets").glob("*.yaml")
     }
 
-    assert {"alertmanager": ["alertmanager:9093"], "otelcol": ["gateway:8888"]} == listed
+    prometheus = {"prometheus": ["prometheus:9090"]}
+    assert {"alertmanager": ["alertmanager:9093"], "otelcol": ["gateway:8888"], **prometheus} == listed
     assert "0.0.0.0" == compose["collector"]["environment"]["COLLECTOR_SELF_HOST"]  # noqa: S104 - inside a container
 
 

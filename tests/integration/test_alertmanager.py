@@ -145,7 +145,8 @@ class Alertmanager:
             {
                 "labels": labels,
                 "annotations": _annotations(labels),
-                "startsAt": (now - timedelta(minutes=5)).isoformat(),
+                # As Prometheus says it, which sends at once: one that had begun before group_wait would not be held back.
+                "startsAt": now.isoformat(),
                 "endsAt": ends.isoformat(),
             }
             for labels in alerts

@@ -565,6 +565,22 @@ def test_scopes_are_not_added_up(way: Way) -> None:
     assert collector[requests] in {1, 2}
 
 
+def test_times_that_differ_keep_points_apart(way: Way) -> None:
+    """Two methods that nobody promises are one label; taken a second apart, the later one hides the other."""
+    service = Service()
+    for method in ("BREW", "WHEN", "WHEN"):
+        service.http_request(0.1, http_route="/", http_request_method=method)
+    data = service.collected()
+    points = data.resource_metrics[0].scope_metrics[0].metrics[0].data.data_points
+    assert isinstance(points, list)
+    points[0] = replace(points[0], time_unix_nano=points[0].time_unix_nano - 1_000_000_000)
+    sdk, collector = way.both(data)
+    requests = "jeeves_http_requests_total", (("method", "_OTHER"), ("path", "/"), ("status_code", "0"))
+
+    assert sdk[requests] == 3
+    assert collector[requests] == 2
+
+
 def test_sources_with_the_same_labels_are_not_added_up(way: Way) -> None:
     """As with scopes: a rejection that is called like the outcome of a request hides one of the two."""
     service = Service()

@@ -371,6 +371,8 @@ def test_everything_leaves_if_all_is_asked_for(collector: str, tmp_path: Path) -
 SECRETS = {
     "note": ("the key is sk-proj-abcdefghijklmnop1234", "the key is ****"),
     "header": ("Bearer abcdef.ghijkl", "****"),
+    "commit": ("by github_pat_11ABCDEFG0abcdefghij_KLMNOPQR now", "by **** now"),
+    "x-auth-token": ("anything", "****"),
     "who": ("mail jane.doe@example.co.uk now", "mail **** now"),
     "paid": ("4111111111111111", "****"),
     "token": ("eyJhbGciOiJI.eyJzdWIiOiIx.c2lnbmF0dXJl", "****"),

@@ -25,6 +25,13 @@ collector | jaeger | prometheus | alertmanager | pint | sloth) part=$1 && shift 
     exit 2
     ;;
 esac
+case "$part ${1:-}" in
+"$part " | "$part --path" | 'collector --new-sums') ;;
+*)
+    echo "build.sh: $part takes --path, and collector --new-sums; $1 is neither" >&2
+    exit 2
+    ;;
+esac
 # What it is made from is part of the name: two checkouts do not build over each other.
 name=$part made_from=("$here/$part/go.mod")
 case $part in

@@ -112,14 +112,7 @@ def set_up(
         ["-m", "jeeves_otel.demo.llm_server", "--port", str(model_port)],
         {"JEEVES_DEMO_SEED": str(seed)},
     )
-    shared = {
-        "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
-        "OTEL_TRACES_SAMPLER_ARG": f"{sampled:g}",
-        "OTEL_METRIC_EXPORT_INTERVAL": "1000",
-        "OTEL_BSP_SCHEDULE_DELAY": "500",
-        "DATABASE_URL": f"sqlite:///{database}",
-        **(settings or {}),
-    }
+    shared = {**_of_both(endpoint, sampled, database), **(settings or {})}
     kernel_settings = {
         "OTEL_SERVICE_NAME": "jeeves-kernel",
         **shared,
@@ -142,6 +135,16 @@ def set_up(
     gateway.wait_until_answering(f"http://127.0.0.1:{port}/metrics")
     pages = tuple(f"http://127.0.0.1:{each}/metrics" for each in (metrics_port, kernel_metrics_port))
     return Stage(gateway, kernel, f"http://127.0.0.1:{port}", pages, model_url, database)
+
+
+def _of_both(endpoint: str, sampled: float, database: Path) -> dict[str, str]:
+    return {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+        "OTEL_TRACES_SAMPLER_ARG": f"{sampled:g}",
+        "OTEL_METRIC_EXPORT_INTERVAL": "1000",
+        "OTEL_BSP_SCHEDULE_DELAY": "500",
+        "DATABASE_URL": f"sqlite:///{database}",
+    }
 
 
 def _of_the_model(port: int) -> dict[str, str]:

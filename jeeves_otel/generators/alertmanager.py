@@ -92,7 +92,7 @@ def _configuration(objectives: Objectives, routing: Routing, receivers: list[Ent
         "global": {"resolve_timeout": timing.pop("resolve_timeout")},
         "route": {
             "receiver": DEFAULT,
-            "group_by": list(routing.group_by),
+            "group_by": [*routing.group_by, *routing.installation],
             **timing,
             "routes": [
                 {"matchers": _matchers(route.where), "receiver": route.to, **route.timing} for route in routing.routes

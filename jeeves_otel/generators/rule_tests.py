@@ -46,11 +46,13 @@ class Phase:
 def files(objectives: Objectives, families: Families) -> dict[str, str]:
     """Return the tests, ``{path: text}``, paths relative to the project's root."""
     slos = objectives.slos
-    suites: dict[str, tuple[int, list[Test]]] = {
-        "slos": (_STEP_S, [*_short_tests(slos, families), *_quiet_tests(slos, families)]),
-        "slos-slow": (_MEDIUM_S, list(_tier_tests(slos, families, _MEDIUM_S))),
-        "slos-long": (_COARSE_S, list(_long_tests(slos, families))),
-    }
+    suites: dict[str, tuple[int, list[Test]]] = {}
+    if slos:  # a user may have alerts only
+        suites = {
+            "slos": (_STEP_S, [*_short_tests(slos, families), *_quiet_tests(slos, families)]),
+            "slos-slow": (_MEDIUM_S, list(_tier_tests(slos, families, _MEDIUM_S))),
+            "slos-long": (_COARSE_S, list(_long_tests(slos, families))),
+        }
     for alert in objectives.alerts:
         for test in symptom_tests(alert, families):
             step_s = int(test["interval"].removesuffix("s"))

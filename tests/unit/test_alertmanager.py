@@ -76,6 +76,11 @@ def test_every_alert_has_a_case_with_its_labels() -> None:
     assert {receiver["name"] for receiver in PAGING["receivers"]} == {case["receiver"] for case in CASES["cases"]}
 
 
+def test_alerts_of_two_installations_are_two_notifications() -> None:
+    """Else PagerDuty adds an outage in production to the open incident of a test system, and wakes nobody."""
+    assert set(ROUTING.installation) < set(PAGING["route"]["group_by"])
+
+
 def test_a_tier_silences_exactly_those_that_burn_slower() -> None:
     """Each pair once, and always of one objective of one service of one installation."""
     found = {

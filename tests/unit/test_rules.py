@@ -152,6 +152,27 @@ slos:
     )
 
 
+def test_a_user_may_have_alerts_and_no_objective(tmp_path: Path) -> None:
+    """Rules and tests of the alerts are written, and none of objectives."""
+    found, findings = _own(
+        """
+alerts:
+  Own:
+    severity: info
+    query: {rate: jeeves_interrupts_total}
+    above: 1
+    summary: S
+    description: D
+    runbook: {impact: I, diagnosis: [], mitigation: [], escalation: E}
+""",
+        tmp_path,
+    )
+
+    assert [] == findings
+    assert {"collector/rules/alerts.yaml"} == set(rules.files(found))
+    assert {"tests/rules/alerts.yaml"} == set(rule_tests.files(found, families_of(REGISTRY)))
+
+
 @pytest.mark.parametrize(
     ("sli", "finding"),
     [

@@ -32,6 +32,7 @@ AGGREGATES = ("sum", "max", "min", "avg", "count")
 # What a scrape, remote write and Prometheus itself put on every series.
 _TARGET_LABELS = ("job", "instance", "le", "alertname", "alertstate")
 _PARTS = ("_bucket", "_count", "_sum")
+_SEEN = "15m"
 _OF_COUNTERS = ("rate", "irate", "increase", "resets")
 _DURATION = re.compile(r"(\d+)(ms|s|m|h|d|w|y)")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800, "y": 31_536_000}
@@ -240,12 +241,14 @@ class Rises:
     def promql(self, window: str) -> str:
         """Return by how much they have risen; nothing where none has.
 
-        ``increase`` does not see the rise from nothing, so what was not there a window ago counts whole.
+        ``increase`` does not see the rise from nothing, so what was not there before the window counts whole. A scrape that
+        has failed leaves a gap, and no counter is born after it: of a quarter of an hour, one sample is enough.
         Source: prometheus/prometheus#14600.
         """
         braces = _braces(self.where, self.excluded)
         risen = (
-            f"increase({family}{braces}[{window}]) > 0 or ({family}{braces} > 0 unless {family} offset {window})"
+            f"increase({family}{braces}[{window}]) > 0"
+            f" or ({family}{braces} > 0 unless last_over_time({family}[{_SEEN}] offset {window}))"
             for family in self.families
         )
         return f"sum{_by(self.by)} ({' or '.join(risen)})"

@@ -444,6 +444,8 @@ def _rising_tests(alert: Alert, query: Rises, families: Families) -> Iterator[Te
             "input_series": _inputs({_series(family.name, of_it): f"7x{before - 1} 9x{steps - before - 1}"}),
             "promql_expr_test": firing,
         }
+        for gap in (1, 8, 40):
+            yield _gap_test(alert, family, of_it, gap)
         for name, series in _still(query, family, of_it, before, steps).items():
             yield {
                 "name": f"{alert.name} is silent: {family.name}{where} {name}",
@@ -453,6 +455,23 @@ def _rising_tests(alert: Alert, query: Rises, families: Families) -> Iterator[Te
                     _is_firing(alert.name, {}, step * _STEP_S, {}) for step in (before - 1, before + 1, steps)
                 ],
             }
+
+
+def _gap_test(alert: Alert, family: Family, labels: Mapping[str, str], gap: int) -> Test:
+    """Return a test in which a counter that stands still is not seen for *gap* scrapes; no alert follows, then or later."""
+    window = int(alert.window.seconds / _STEP_S)
+    begins = window + 2 * _SPARE  # before, it was born
+    again = begins + gap
+    missing = f" _x{gap - 1}" if gap > 1 else ""
+    moments = [begins, again, begins + window, *(again + window + late for late in (-1, 0, 1)), again + 2 * window]
+    return {
+        "name": f"{alert.name} is silent: {family.name} stands still, and {gap} scrapes fail",
+        "interval": f"{_STEP_S}s",
+        "input_series": _inputs(
+            {_series(family.name, labels): f"7x{begins - 1} stale{missing} 7x{2 * window + _SPARE}"}
+        ),
+        "promql_expr_test": [_is_firing(alert.name, {}, step * _STEP_S, {}) for step in moments],
+    }
 
 
 def _still(

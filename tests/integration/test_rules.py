@@ -51,7 +51,12 @@ def test_every_rule_does_what_its_objective_says(file: Path) -> None:
         ("alerts", r"\$labels\.provider", "$labels.model"),
         ("collector", r'exporter!~"[^"]+"', 'exporter!="alertmanager"'),
         ("collector", r'\{receiver="otlp"\}', ""),
-        ("collector", r"unless\s+otelcol_exporter_enqueue_failed_spans_total", "unless up"),
+        ("collector", r"\[15m\] offset", "[1m] offset"),
+        (
+            "collector",
+            r"unless\s+last_over_time\(otelcol_exporter_enqueue_failed_spans_total",
+            "unless last_over_time(up",
+        ),
         ("collector", r"increase\(\s*otelcol_exporter_enqueue", "0 * increase(otelcol_exporter_enqueue"),
         ("prometheus", r"< 1", "< 0"),
         ("telemetry", "logs", "nothing"),

@@ -7,6 +7,7 @@ Exit codes: 0 all is well, 1 findings or a failed run, 2 wrong usage.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,8 @@ except ImportError:  # the core install has no command line
     sys.exit("jeeves-otel needs its extra `cli` for the command line: pip install 'jeeves-otel[cli]'")
 
 _ROOT = DATA.parent.parent
+_RENDERED = re.compile(r"Generated from [^`]*`jeeves-otel render`")  # the head of generated files
+_OWN = "by `jeeves-otel rules`"  # of those that are made from a user's file
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -72,7 +75,8 @@ def check(files: tuple[str, ...]) -> None:
 
 @main.command()
 @click.option("--check", "only_check", is_flag=True, help="Write nothing; exit 1 if a committed file is stale.")
-def render(*, only_check: bool) -> None:
+@click.option("--prune", is_flag=True, help="Remove what was rendered once, and no longer is.")
+def render(*, only_check: bool, prune: bool) -> None:
     """Write everything that is generated from the registry (in a checkout of the project)."""
     registry, findings = examine(profile_names())
     findings = [*findings, *_specification(registry)[2]]
@@ -88,16 +92,17 @@ def render(*, only_check: bool) -> None:
     for path, text in files.items():
         _write(_ROOT / path, text, path)
     for path in generators.left_over(files, _ROOT):
-        _remove(_ROOT / path, path)
+        _remove(_ROOT / path, path, prune=prune)
 
 
 @main.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False), metavar="FILE...")
-@click.option("--into", default=".", show_default=True, type=click.Path(file_okay=False), help="Folder to write into.")
+@click.option("--into", required=True, type=click.Path(file_okay=False), help="Folder to write into.")
 def rules(files: tuple[str, ...], into: str) -> None:
     """Write rules with their tests, runbooks and files for Alertmanager, from objectives of your own.
 
-    FILE is YAML with `slos:` and `alerts:`; its `profile:` says whose metrics it speaks of.
+    FILE is YAML with `slos:` and `alerts:`; its `profile:` says whose metrics it speaks of. Files that this command has
+    written before are replaced; if any other is in the way, nothing is written.
     """
     promised, findings, families = _examine_own(files)
     _print_findings(findings)
@@ -109,8 +114,17 @@ def rules(files: tuple[str, ...], into: str) -> None:
         **generators.runbooks.files(promised),
         **generators.alertmanager.files(promised, routing.load()),
     }
-    for path, text in written.items():
-        _write(Path(into) / path, text)
+    targets = {Path(into) / path: text for path, text in written.items()}
+    taken = [
+        path for path in targets if path.is_file() and _OWN not in path.read_text(encoding="utf-8", errors="replace")
+    ]
+    for path in taken:
+        click.echo(f"{path} is not from this command; move it away, or write into another folder", err=True)
+    if taken:
+        sys.exit(1)
+    source = f"Generated from {', '.join(files)} {_OWN}"
+    for path, text in targets.items():
+        _write(path, _RENDERED.sub(lambda _: source, text, count=1).replace(" and fail CI", "", 1))
 
 
 @main.command("collector")
@@ -183,13 +197,15 @@ def _write(target: Path, text: str, shown: str = "") -> None:
     click.echo(shown or target)
 
 
-def _remove(target: Path, shown: str) -> None:
-    """Remove a file that was rendered once; what somebody has written stays, and is named."""
-    if generators.was_rendered(target):
+def _remove(target: Path, shown: str, *, prune: bool) -> None:
+    """Remove a file that was rendered once, if that is asked for; what somebody has written stays. Both are named."""
+    if not generators.was_rendered(target):
+        click.echo(f"{shown} is in a folder where everything is rendered; move it elsewhere", err=True)
+    elif prune:
         target.unlink()
         click.echo(f"{shown} (removed: nothing renders it any more)")
     else:
-        click.echo(f"{shown} is in a folder where everything is rendered; move it elsewhere", err=True)
+        click.echo(f"{shown} is rendered no more; look at it, and remove it with --prune", err=True)
 
 
 def _specification(registry: Registry) -> tuple[objectives.Objectives, tuple[dashboards.Dashboard, ...], list[Finding]]:

@@ -83,9 +83,16 @@ def test_a_file_that_nothing_renders_any_more_is_stale(tmp_path: Path) -> None:
     assert [gone] == list(diffs)
 
 
-@pytest.mark.parametrize(("text", "stays"), [("# Generated from jeeves_otel/data/x by …\n", False), ("mine\n", True)])
-def test_render_removes_what_was_rendered_and_only_names_what_was_written(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, *, stays: bool
+@pytest.mark.parametrize(
+    ("text", "options", "stays"),
+    [
+        ("# Generated from jeeves_otel/data/x by …\n", [], True),
+        ("# Generated from jeeves_otel/data/x by …\n", ["--prune"], False),
+        ("mine\n", ["--prune"], True),
+    ],
+)
+def test_render_removes_only_what_was_rendered_and_only_if_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, options: list[str], *, stays: bool
 ) -> None:
     """Nobody loses a file that he put in the wrong place."""
     monkeypatch.setattr("jeeves_otel.cli._ROOT", tmp_path)
@@ -93,10 +100,10 @@ def test_render_removes_what_was_rendered_and_only_names_what_was_written(
     left = tmp_path / "collector/rules/gone.yaml"
     left.parent.mkdir(parents=True)
     left.write_text(text, encoding="utf-8")
-    result = CliRunner().invoke(main, ["render"])
+    result = CliRunner().invoke(main, ["render", *options])
 
     assert (0, stays) == (result.exit_code, left.exists())
-    assert "collector/rules/gone.yaml" in (result.stderr if stays else result.stdout)
+    assert "collector/rules/gone.yaml" in result.output
 
 
 def test_collector_prints_the_overlay_that_is_committed() -> None:

@@ -426,3 +426,23 @@ def test_the_example_of_the_documentation_is_judged_well(tmp_path: Path) -> None
     found, findings = _own(example[1], tmp_path)
     assert [] == findings
     assert ("ToolErrorBudgetBurn", "EventQueueGrows") == found.names
+
+
+def test_the_command_replaces_what_it_has_written_and_nothing_else(tmp_path: Path) -> None:
+    """A page that somebody has written by hand stays, and so does everything beside it."""
+    own, out = tmp_path / "own.yaml", tmp_path / "out"
+    page = (FOLDER.parents[2] / "docs/howto/objectives.md").read_text(encoding="utf-8")
+    example = re.search(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert example is not None
+    own.write_text(example[1], encoding="utf-8")
+    first, again = (CliRunner().invoke(main, ["rules", str(own), "--into", str(out)]) for _ in range(2))
+    rule_file = (out / "collector/rules/slos.yaml").read_text(encoding="utf-8")
+    mine = out / "docs/runbooks/README.md"
+    mine.write_text("mine\n", encoding="utf-8")
+    (out / "collector/rules/slos.yaml").unlink()
+    refused = CliRunner().invoke(main, ["rules", str(own), "--into", str(out)])
+
+    assert (0, 0, 1) == (first.exit_code, again.exit_code, refused.exit_code)
+    assert rule_file.startswith(f"# Generated from {own} by `jeeves-otel rules`.\n")
+    assert f"{mine} is not from this command" in refused.output
+    assert ("mine\n", False) == (mine.read_text(encoding="utf-8"), (out / "collector/rules/slos.yaml").exists())

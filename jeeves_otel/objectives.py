@@ -37,6 +37,8 @@ _VALUE_PLACE = r" \$value \| (\w+) "
 # Of Prometheus' functions in texts, those whose output the generated tests know.
 FUNCTIONS = ("humanize", "humanizeDuration", "humanizePercentage")
 _HEAD = re.compile(r"""^["']?(slos|alerts)["']?\s*:""", re.MULTILINE)
+_LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+_RESERVED_LABELS = ("alertname", "severity", "slo", "tier")
 _MOST_EVENTS = 10**9
 _NO_DURATION = Duration("", 0.0)
 
@@ -294,7 +296,7 @@ class _File:
             top["rules"].report(
                 "rules-name", f"`{self._rules}` is not a name for a file", "use small letters; not slos"
             )
-        self._labels = _texts(top.get("labels"))
+        self._labels = _own_labels(top.get("labels"))
         for name, node in top["slos"].fields().items() if "slos" in top else ():
             if name in self._slos:
                 node.report("duplicate-slo", f"{name} is promised already", "give it another name")
@@ -330,7 +332,7 @@ class _File:
             sli=self._sli(entry.get("sli")),
             tiers=(),
             dashboard=entry["dashboard"].text() if "dashboard" in entry else "",
-            labels=MappingProxyType({**self._labels, **_texts(entry.get("labels"))}),
+            labels=MappingProxyType({**self._labels, **_own_labels(entry.get("labels"))}),
             runbook=self._runbook(entry.get("runbook")),
             where=node.where,
         )
@@ -364,6 +366,8 @@ class _File:
         if not _ALERT_NAME.fullmatch(name):
             node.report("alert-name", f"`{name}` is not a name of an alert", "write it in CamelCase")
         comparison, threshold = self._threshold(entry)
+        if not comparison and "query" in entry and not {"promql", "rises"} & set(entry["query"].fields()):
+            node.report("no-threshold", f"{name} would fire whatever the query answers", "add `above: …` or `below: …`")
         cases = entry["cases"].fields(("fires", "silent")) if "cases" in entry else {}
         query = read_query(entry["query"], self._families, self._records) if "query" in entry else Promql("")
         for key in ("summary", "description"):
@@ -391,7 +395,7 @@ class _File:
             summary=entry["summary"].text() if "summary" in entry else "",
             description=entry["description"].text() if "description" in entry else "",
             dashboard=entry["dashboard"].text() if "dashboard" in entry else "",
-            labels=MappingProxyType({**self._labels, **_texts(entry.get("labels"))}),
+            labels=MappingProxyType({**self._labels, **_own_labels(entry.get("labels"))}),
             runbook=self._runbook(entry.get("runbook")),
             fires=fires,
             silent=tuple(_case(each) for each in cases["silent"].items()) if "silent" in cases else (),
@@ -442,6 +446,19 @@ class _File:
 
 def _texts(node: Node | None) -> dict[str, str]:
     return {key: value.text() for key, value in node.fields().items()} if node is not None else {}
+
+
+def _own_labels(node: Node | None) -> dict[str, str]:
+    """Return the labels at *node*; those that alerts have anyway, and those that Prometheus refuses, are findings."""
+    own = {}
+    for name, each in node.fields().items() if node is not None else ():
+        if name in _RESERVED_LABELS:
+            each.report("reserved-label", f"`{name}` is set already", "give it another name; routing reads this one")
+        elif not _LABEL_NAME.fullmatch(name):
+            each.report("label-name", f"`{name}` is not a label", "use letters, digits and underscores, no digit first")
+        else:
+            own[name] = each.text()
+    return own
 
 
 def _alert_name(node: Node) -> str:

@@ -229,7 +229,7 @@ slos:
         ("{rises: [jeeves_otel_internal_errors_total, jeeves_db_pool_size]}", "wrong-type"),
         ("{rises: jeeves_otel_internal_errors_total, where: {place: lost}}", "unknown-label"),
         ("{rises: []}", "no-value"),
-        ("{level: jeeves_db_pool_size}", "untested-alert"),
+        ("{level: jeeves_db_pool_size}\n    above: 1", "untested-alert"),
     ],
 )
 def test_a_shape_that_asks_what_nobody_promises_is_a_finding(query: str, finding: str, tmp_path: Path) -> None:
@@ -446,3 +446,34 @@ def test_the_command_replaces_what_it_has_written_and_nothing_else(tmp_path: Pat
     assert rule_file.startswith(f"# Generated from {own} by `jeeves-otel rules`.\n")
     assert f"{mine} is not from this command" in refused.output
     assert ("mine\n", False) == (mine.read_text(encoding="utf-8"), (out / "collector/rules/slos.yaml").exists())
+
+
+@pytest.mark.parametrize(
+    ("lines", "finding"),
+    [
+        ("severity: info\n    query: {rate: jeeves_interrupts_total}", "no-threshold"),
+        (
+            "severity: info\n    query: {rate: jeeves_interrupts_total}\n    above: 1\n    labels: {severity: x}",
+            "reserved-label",
+        ),
+        (
+            "severity: info\n    query: {rate: jeeves_interrupts_total}\n    above: 1\n    labels: {a-b: x}",
+            "label-name",
+        ),
+    ],
+)
+def test_an_alert_that_would_go_wrong_in_production_is_a_finding(lines: str, finding: str, tmp_path: Path) -> None:
+    """One that always fires, one whose routing is lost, one that Prometheus refuses with all others of its file."""
+    _, findings = _own(
+        f"""
+alerts:
+  Own:
+    {lines}
+    summary: S
+    description: D
+    runbook: {{impact: I, diagnosis: [], mitigation: [], escalation: E}}
+""",
+        tmp_path,
+    )
+
+    assert [finding] == findings

@@ -288,7 +288,7 @@ def test_usual_ports_are_the_defaults_of_the_bundle() -> None:
 def test_make_stack_starts_processes_or_containers(arguments: tuple[str, ...], command: str) -> None:
     """As the user prefers."""
     ended = subprocess.run(
-        ["make", "--dry-run", "stack", "ARGS=--once", *arguments],
+        ["make", "--no-print-directory", "--dry-run", "stack", "ARGS=--once", *arguments],
         cwd=ROOT,
         env={**os.environ, "MAKEFLAGS": ""},
         capture_output=True,

@@ -230,17 +230,17 @@ def _burn(tier: str, service: str, slo: str = "llm_availability", alert: str = "
 def test_an_outage_is_one_notification_whatever_slower_tiers_see(alertmanager: Alertmanager) -> None:
     """From the first to the last: all tiers fire, one page comes, and one that it is over."""
     tiers = ("outage", "fast", "slow", "ticket", "drift")
-    alertmanager.post(*(_burn(tier, "one") for tier in tiers))
-    poll_until(lambda: alertmanager.receivers.at("pagerduty", "one"), "the page")
-    states = alertmanager.states("one")
-    alertmanager.post(*(_burn(tier, "one") for tier in tiers), over=True)
-    poll_until(lambda: len(alertmanager.receivers.at("pagerduty", "one")) > 1, "its end")
-    events = alertmanager.receivers.at("pagerduty", "one")
+    alertmanager.post(*(_burn(tier, "checkout") for tier in tiers))
+    poll_until(lambda: alertmanager.receivers.at("pagerduty", "checkout"), "the page")
+    states = alertmanager.states("checkout")
+    alertmanager.post(*(_burn(tier, "checkout") for tier in tiers), over=True)
+    poll_until(lambda: len(alertmanager.receivers.at("pagerduty", "checkout")) > 1, "its end")
+    events = alertmanager.receivers.at("pagerduty", "checkout")
 
     assert {("LLMErrorBudgetBurn", tier): "active" if tier == "outage" else "suppressed" for tier in tiers} == states
     assert ["trigger", "resolve"] == [event["event_action"] for event in events]
     assert 1 == len({event["dedup_key"] for event in events})
-    assert [] == alertmanager.receivers.at("slack", "one")
+    assert [] == alertmanager.receivers.at("slack", "checkout")
 
 
 @slow

@@ -151,7 +151,7 @@ class Share:
 
     def bad_events(self, window: str) -> str:
         """Return how many events were bad; nothing where none ever was."""
-        return _rate(self.family, window, self.by, where=self.bad).replace("rate(", "increase(", 1)
+        return _rate(self.family, window, self.by, where=self.bad, function="increase")
 
     def total_rate(self, window: str) -> str:
         """Return events per second, without those excluded."""
@@ -173,12 +173,18 @@ class Slower:
 
     def bad_rate(self, window: str) -> str:
         """Return observations above the bound per second."""
-        within = _rate(f"{self.family}_bucket", window, self.by, where=self.where, le=exactly(self.than))
-        return f"{self.total_rate(window)} - {within}"
+        return self._above(window, "rate")
 
     def bad_events(self, window: str) -> str:
         """Return how many observations were above the bound."""
-        return f"({self.bad_rate(window)})".replace("rate(", "increase(")
+        return f"({self._above(window, 'increase')})"
+
+    def _above(self, window: str, function: str) -> str:
+        every = _rate(f"{self.family}_count", window, self.by, where=self.where, function=function)
+        le = exactly(self.than)
+        return (
+            f"{every} - {_rate(f'{self.family}_bucket', window, self.by, where=self.where, le=le, function=function)}"
+        )
 
     def total_rate(self, window: str) -> str:
         """Return observations per second."""
@@ -271,9 +277,16 @@ def _by(labels: tuple[str, ...]) -> str:
 
 
 def _rate(
-    family: str, window: str, by: tuple[str, ...], *, where: Conditions = (), without: Conditions = (), le: str = ""
+    family: str,
+    window: str,
+    by: tuple[str, ...],
+    *,
+    where: Conditions = (),
+    without: Conditions = (),
+    le: str = "",
+    function: str = "rate",
 ) -> str:
-    return f"sum{_by(by)} (rate({family}{_braces(where, without, le)}[{window}]))"
+    return f"sum{_by(by)} ({function}({family}{_braces(where, without, le)}[{window}]))"
 
 
 def _braces(where: Conditions, without: Conditions = (), le: str = "") -> str:

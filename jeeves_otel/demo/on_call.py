@@ -10,12 +10,13 @@ import json
 import subprocess
 import time
 from dataclasses import dataclass, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock, Thread
-from typing import TYPE_CHECKING, Any, Self
+from http.server import BaseHTTPRequestHandler
+from threading import Lock
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from jeeves_otel.demo.loopback import LoopbackServer
 from jeeves_otel.demo.parts import BUNDLE
 from jeeves_otel.generators import rule_tests, rules
 from jeeves_otel.objectives import Objectives
@@ -43,29 +44,13 @@ class Notification:
     labels: Mapping[str, str]
 
 
-class OnCall:
+class OnCall(LoopbackServer):
     """A webhook on a free port of the loopback interface. Safe from several threads; a context manager."""
 
     def __init__(self) -> None:
+        super().__init__(type("Handler", (_Handler,), {"on_call": self}))
         self._lock = Lock()
         self._told: list[Notification] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"on_call": self}))
-        self._server.daemon_threads = True
-        self._thread = Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    @property
-    def url(self) -> str:
-        """Where Alertmanager is to send."""
-        return f"http://127.0.0.1:{self._server.server_port}"
 
     def told(self) -> list[Notification]:
         """Return every firing alert of every notification so far, in the order in which they came."""

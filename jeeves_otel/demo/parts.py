@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jeeves_otel.demo.processes import ChildError, free_ports, running, taken
+from jeeves_otel.demo.processes import ChildError, environment_without, free_ports, running, taken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -124,7 +124,7 @@ def _built(part: str) -> str:
 def clean_environment(**settings: str) -> dict[str, str]:
     """Return the environment without any variable that the bundle reads but *settings*."""
     ours = ("COLLECTOR_", "JEEVES_", "JAEGER_", "OTEL_", "HOSTNAME")
-    return {**{key: value for key, value in os.environ.items() if not key.startswith(ours)}, **settings}
+    return {**environment_without(*ours), **settings}
 
 
 def start(

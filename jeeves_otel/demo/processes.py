@@ -196,6 +196,11 @@ def _bind(port: int) -> None:
         probe.bind(("127.0.0.1", port))
 
 
+def environment_without(*prefixes: str) -> dict[str, str]:
+    """Return the environment without the variables whose names begin with one of *prefixes*."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
+
+
 def free_ports(count: int) -> list[int]:
     """Return *count* different TCP ports of the loopback interface that nobody listens on."""
     with contextlib.ExitStack() as stack:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import gzip
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock, Thread
-from typing import TYPE_CHECKING, Any, Self
+from http.server import BaseHTTPRequestHandler
+from threading import Lock
+from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # comes without types
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as ProtoSpan
 
+from jeeves_otel.demo.loopback import LoopbackServer
 from jeeves_otel.demo.samples import total
 
 if TYPE_CHECKING:
@@ -52,32 +53,19 @@ class Span:
         return (self.end_ns - self.start_ns) / 1e9
 
 
-class Receiver:
+class Receiver(LoopbackServer):
     """An OTLP endpoint on a free port of the loopback interface. Safe from several threads; a context manager."""
 
     def __init__(self) -> None:
+        super().__init__(type("Handler", (_Handler,), {"receiver": self}))
         self._lock = Lock()
         self._samples: dict[str, dict[Series, float]] = {}  # by service.instance.id: every process has its own
         self._traces: dict[str, list[Span]] = {}
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"receiver": self}))
-        self._server.daemon_threads = True
-        self._thread = Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, name="otlp", daemon=True
-        )
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
     @property
     def endpoint(self) -> str:
         """What ``OTEL_EXPORTER_OTLP_ENDPOINT`` has to be."""
-        return f"http://127.0.0.1:{self._server.server_port}"
+        return self.url
 
     def samples(self) -> dict[Series, float]:
         """Return ``{(sample name, labels): newest value}`` of sums and gauges, and of histograms their ``_count``.

@@ -7,7 +7,6 @@ In: where telemetry goes, and ports. Out: a `Stage` with everything running, whi
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jeeves_otel.demo import incidents
-from jeeves_otel.demo.processes import free_ports, running
+from jeeves_otel.demo.processes import environment_without, free_ports, running
 from jeeves_otel.demo.samples import parse, series_of, total
 from jeeves_otel.demo.store import Store
 from jeeves_otel.demo.traffic import Outcome, Step, send
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
 PLAIN_WIDTH = 100  # columns, where there is no terminal to ask
 SETTLING_S = 5.0  # the longest that the service may work on after the last answer
 INTERRUPTED = 130  # what shells expect after Ctrl-C
+# What telemetry reads stays out, so that the demo is the same everywhere.
+_TELEMETRY = ("OTEL_", "JEEVES_OTEL_", "METRICS_", "OPENAI_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +103,8 @@ def set_up(
     database = folder / "demo.db"
     # Before kernel and gateway, which start at the same time: each would find it empty, and one of them fail.
     Store(f"sqlite:///{database}").close()
-    port, metrics_port, kernel_port, kernel_metrics_port, model_port = free_ports(5)
-    port, metrics_port = ports.gateway or port, ports.metrics or metrics_port
-    kernel_metrics_port = ports.kernel_metrics or kernel_metrics_port
-    launched = _Launched(stack, _clean_environment(), folder)
+    port, metrics_port, kernel_port, kernel_metrics_port, model_port = _chosen(ports)
+    launched = _Launched(stack, environment_without(*_TELEMETRY), folder)
     model_url = f"http://127.0.0.1:{model_port}"
     model = launched.start(
         "model",
@@ -135,6 +134,13 @@ def set_up(
     gateway.wait_until_answering(f"http://127.0.0.1:{port}/metrics")
     pages = tuple(f"http://127.0.0.1:{each}/metrics" for each in (metrics_port, kernel_metrics_port))
     return Stage(gateway, kernel, f"http://127.0.0.1:{port}", pages, model_url, database)
+
+
+def _chosen(ports: Ports) -> tuple[int, int, int, int, int]:
+    """Return the ports of the gateway, its page, the kernel, its page, and the models."""
+    gateway, metrics, kernel, kernel_metrics, model = free_ports(5)
+    pages = ports.metrics or metrics, ports.kernel_metrics or kernel_metrics
+    return ports.gateway or gateway, pages[0], kernel, pages[1], model
 
 
 def _of_both(endpoint: str, sampled: float, database: Path) -> dict[str, str]:
@@ -169,12 +175,6 @@ class _Launched:
         whole = [*launcher, sys.executable, *command]
         log = self.folder / f"{name}.log"
         return self.stack.enter_context(running(f"The {name}", whole, {**self.environment, **settings}, log))
-
-
-def _clean_environment() -> dict[str, str]:
-    """Return the environment without settings of telemetry, so that the demo is the same everywhere."""
-    ours = ("OTEL_", "JEEVES_OTEL_", "METRICS_", "OPENAI_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 
 def _announce(console: Console, *processes: tuple[list[str], dict[str, str]]) -> None:

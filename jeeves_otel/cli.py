@@ -16,14 +16,14 @@ from jeeves_otel import checks, dashboards, generators, objectives, routing
 from jeeves_otel.content import holds_rules, read_rules
 from jeeves_otel.demo.incidents import KINDS as INCIDENTS
 from jeeves_otel.documents import Finding, Level
-from jeeves_otel.queries import families_of
+from jeeves_otel.promql import families_of
 from jeeves_otel.registry import DATA, Registry, examine, profile_names
 from jeeves_otel.settings import VARIABLES, Settings, describe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from jeeves_otel.queries import Families
+    from jeeves_otel.promql import Families
 
 try:
     import click

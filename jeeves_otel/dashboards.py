@@ -16,7 +16,8 @@ from jeeves_otel.queries import Promql, read_query
 if TYPE_CHECKING:
     from jeeves_otel.documents import Finding, Node
     from jeeves_otel.objectives import Objectives, Slo
-    from jeeves_otel.queries import Families, Query
+    from jeeves_otel.promql import Families
+    from jeeves_otel.queries import Query
 
 FOLDER = Path(__file__).parent / "data" / "dashboards"
 KINDS = ("timeseries", "stat", "bargauge", "table")

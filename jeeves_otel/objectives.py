@@ -15,13 +15,15 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from jeeves_otel.documents import Place, did_you_mean, read
-from jeeves_otel.queries import Duration, Level, Mean, Promql, Share, Slower, duration, families_of, read_query
+from jeeves_otel.promql import families_of
+from jeeves_otel.queries import Duration, Level, Mean, Promql, Share, Slower, duration, read_query
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from jeeves_otel.documents import Finding, Node
-    from jeeves_otel.queries import Families, Query
+    from jeeves_otel.promql import Families
+    from jeeves_otel.queries import Query
     from jeeves_otel.registry import Registry
 
 FOLDER = Path(__file__).parent / "data" / "objectives"

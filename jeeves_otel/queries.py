@@ -9,31 +9,23 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import chain
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from jeeves_otel.documents import Finding, did_you_mean, read
+from jeeves_otel.documents import did_you_mean
+from jeeves_otel.promql import Family, findings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
-    import promql_parser
-
-    from jeeves_otel.documents import Node, Place
-    from jeeves_otel.registry import Registry
+    from jeeves_otel.documents import Node
+    from jeeves_otel.promql import Families
 
 Conditions = tuple[tuple[str, tuple[str, ...]], ...]  # (label, accepted values), in file order
 
-_FOREIGN = Path(__file__).parent / "data" / "foreign.yaml"
 AGGREGATES = ("sum", "max", "min", "avg", "count")
-# What a scrape, remote write and Prometheus itself put on every series.
-_TARGET_LABELS = ("job", "instance", "le", "alertname", "alertstate")
-_PARTS = ("_bucket", "_count", "_sum")
 _SEEN = "15m"
-_OF_COUNTERS = ("rate", "irate", "increase", "resets")
 _DURATION = re.compile(r"(\d+)(ms|s|m|h|d|w|y)")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800, "y": 31_536_000}
 
@@ -45,19 +37,6 @@ class Duration(NamedTuple):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    """What a query may ask: one family with its labels, ``{label: closed values, or ()}``, and bounds of a histogram."""
-
-    name: str
-    type: str
-    labels: Mapping[str, tuple[str, ...]]
-    buckets: tuple[float, ...] = ()
-
-
-Families = dict[str, Family]
-
-
 class Query(Protocol):
     """One question, for any window."""
 
@@ -67,33 +46,6 @@ class Query(Protocol):
 
     def promql(self, window: str) -> str:
         """Return the expression; *window* is a duration, or a variable of a dashboard."""
-
-
-def families_of(registry: Registry) -> Families:
-    """Return every family that *registry* promises, and those of others, by name."""
-    return foreign_families() | {
-        metric.name: Family(
-            metric.name,
-            metric.type,
-            MappingProxyType({label.name: label.values for label in metric.labels}),
-            metric.buckets,
-        )
-        for metric in registry.metrics.values()
-    }
-
-
-@cache
-def foreign_families() -> Families:
-    """Return the families of others that may be asked; see ``data/foreign.yaml``."""
-    root, document = read(_FOREIGN.read_text(encoding="utf-8"), _FOREIGN.name)
-    families = {}
-    for name, node in root.fields(("metrics",))["metrics"].fields().items():
-        entry = node.fields(("type", "labels"), required=("type", "labels"))
-        labels = dict.fromkeys(entry["labels"].texts(), ())
-        families[name] = Family(name, entry["type"].choice(("counter", "gauge")), MappingProxyType(labels))
-    if document.findings:  # a mistake of ours, which a test would have seen
-        raise ValueError("\n".join(map(str, document.findings)))
-    return families
 
 
 def duration(node: Node) -> Duration:
@@ -453,7 +405,6 @@ def _read_promql(reader: _Reader, families: Families, records: Iterable[str]) ->
     return Promql(text, reader.fields["by"].texts() if "by" in reader.fields else ())
 
 
-_Build = "Callable[[_Reader, Family], Query]"
 _SHAPES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], Callable[[_Reader, Family], Query]]] = {
     # shape: (types of family, further keys, required keys, how it is built)
     "rate": (
@@ -475,95 +426,3 @@ _SHAPES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], Call
     "rises": (("counter",), ("where", "excluded", "by"), (), lambda _reader, _family: Promql("")),
     "promql": ((), ("by",), (), lambda _reader, _family: Promql("")),
 }
-
-
-# ---- judging PromQL --------------------------------------------------------------------------------------------------
-
-
-def pretty(expression: str) -> str:
-    """Return *expression* over several lines where it is long, as Prometheus would format it.
-
-    Raises:
-        ValueError: It is not PromQL.
-    """
-    import promql_parser  # noqa: PLC0415 - only `check` and `render` need it
-
-    return "\n".join(line.rstrip() for line in promql_parser.parse(expression).prettify().splitlines())
-
-
-def findings(text: str, families: Families, records: Iterable[str], where: Place) -> list[Finding]:
-    """Return what is wrong with *text*: no PromQL, names and labels that nobody promises, an exact ``le``, a misused type."""
-    import promql_parser  # noqa: PLC0415 - as above
-
-    expression = re.sub(r"\$\w+|\$\{\w+\}", "5m", text)
-    try:
-        parsed = promql_parser.parse(expression)
-        promql_parser.parse(f"({expression}) > 0")  # which a number, a text or a range cannot be asked
-    except ValueError as error:
-        return [Finding("promql-syntax", where, f"this is not PromQL: {error}", "mend the expression")]
-    found: list[Finding] = []
-    for selector, function in _selectors(parsed):
-        found += _judge_selector(selector, function, families, frozenset(records), where)
-    return found
-
-
-def _selectors(parsed: object, function: str = "") -> Iterator[tuple[promql_parser.VectorSelector, str]]:
-    """Yield every selector of *parsed* with the function that it is the argument of."""
-    import promql_parser as parser  # noqa: PLC0415 - as above
-
-    if isinstance(parsed, parser.VectorSelector):
-        yield parsed, function
-    elif isinstance(parsed, parser.MatrixSelector):
-        yield parsed.vector_selector, function
-    elif isinstance(parsed, parser.Call):
-        for argument in parsed.args:
-            yield from _selectors(argument, parsed.func.name)
-    elif isinstance(parsed, parser.BinaryExpr):
-        yield from chain(_selectors(parsed.lhs), _selectors(parsed.rhs))
-    elif hasattr(parsed, "expr"):  # parentheses, aggregations, minus, subqueries
-        yield from _selectors(parsed.expr, function if isinstance(parsed, parser.ParenExpr) else "")
-
-
-def _judge_selector(
-    selector: promql_parser.VectorSelector, function: str, families: Families, records: frozenset[str], where: Place
-) -> Iterator[Finding]:
-    name = selector.name or ""
-    if name in records or name in {"ALERTS", "up"}:
-        return
-    family = _family(name, families)
-    if family is None:
-        hint = did_you_mean(name, [*families, *records])
-        yield Finding("unknown-metric", where, f"nobody promises `{name}`", hint)
-        return
-    is_counter = family.type == "counter" or (family.type == "histogram" and name != family.name)
-    if function in _OF_COUNTERS and not is_counter:
-        yield Finding(
-            "wrong-type", where, f"{name} is a {family.type}, of which {function} says nothing", "ask it as it is"
-        )
-    for matcher in selector.matchers.matchers:
-        yield from _judge_matcher(matcher, family, where)
-
-
-def _judge_matcher(matcher: promql_parser.Matcher, family: Family, where: Place) -> Iterator[Finding]:
-    label, value = matcher.name, matcher.value
-    exact = str(matcher.op) in {"MatchOp.Equal", "MatchOp.NotEqual"}
-    if label == "le" and exact and value != "+Inf":
-        hint = r'write le=~"5(\\.0)?": scraped it is 5.0, pushed 5'
-        yield Finding("exact-le", where, f'le="{value}" finds one of two spellings', hint)
-    elif label not in (*family.labels, *_TARGET_LABELS):
-        yield Finding(
-            "unknown-label", where, f"{family.name} has no label `{label}`", did_you_mean(label, family.labels)
-        )
-    elif exact and family.labels.get(label) and value not in family.labels[label]:
-        hint = did_you_mean(value, family.labels[label])
-        yield Finding("unknown-value", where, f"{label} of {family.name} is never `{value}`", hint)
-
-
-def _family(name: str, families: Families) -> Family | None:
-    if name in families:
-        return families[name]
-    for part in _PARTS:
-        family = families.get(name.removesuffix(part)) if name.endswith(part) else None
-        if family is not None and family.type == "histogram":
-            return family
-    return None

@@ -20,7 +20,8 @@ from jeeves_otel.demo.loopback import LoopbackServer
 from jeeves_otel.demo.parts import BUNDLE
 from jeeves_otel.generators import rule_tests, rules
 from jeeves_otel.objectives import Objectives
-from jeeves_otel.queries import Duration, families_of
+from jeeves_otel.promql import families_of
+from jeeves_otel.queries import Duration
 from jeeves_otel.registry import load
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from jeeves_otel import routing
 from jeeves_otel.content import kinds
 from jeeves_otel.generators import alertmanager, collector, dashboards, docs, rule_tests, rules, runbooks
-from jeeves_otel.queries import families_of
+from jeeves_otel.promql import families_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -11,7 +11,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from jeeves_otel.generators import rules
-from jeeves_otel.queries import Slower, pretty
+from jeeves_otel.promql import pretty
+from jeeves_otel.queries import Slower
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

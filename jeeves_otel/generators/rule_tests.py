@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from jeeves_otel.objectives import Alert, Case, Objectives, Slo, Tier
-    from jeeves_otel.queries import Families, Family
+    from jeeves_otel.promql import Families, Family
 
 Test = dict[str, Any]
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from jeeves_otel.queries import Share, Slower, pretty
+from jeeves_otel.promql import pretty
+from jeeves_otel.queries import Share, Slower
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

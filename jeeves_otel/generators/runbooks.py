@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING
 
 from jeeves_otel.generators import rules
-from jeeves_otel.queries import pretty
+from jeeves_otel.promql import pretty
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_D
 
 from jeeves_otel.demo import parts
 from jeeves_otel.demo.processes import running
-from jeeves_otel.queries import foreign_families
+from jeeves_otel.promql import foreign_families
 from tests.helpers import Samples, poll_until, samples_of
 from tests.integration.collectors import Sidecar, counter, resource, send, span, spans
 from tests.integration.launching import free_port

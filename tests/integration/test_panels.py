@@ -14,7 +14,7 @@ from jeeves_otel import objectives
 from jeeves_otel.dashboards import examine
 from jeeves_otel.demo.parts import cached
 from jeeves_otel.generators import dashboards as generated, runbooks
-from jeeves_otel.queries import families_of
+from jeeves_otel.promql import families_of
 from jeeves_otel.registry import load
 from tests.integration import pint
 from tests.integration.panel_feeds import FEEDS, HEALTHY, INCIDENT, Run, run as played

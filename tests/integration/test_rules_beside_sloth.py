@@ -13,7 +13,7 @@ from jeeves_otel.demo.parts import beside, cached
 from jeeves_otel.generators import rules
 from jeeves_otel.generators.rule_tests import Phase, played
 from jeeves_otel.objectives import Objectives, examine
-from jeeves_otel.queries import families_of
+from jeeves_otel.promql import families_of
 from jeeves_otel.registry import load
 
 if TYPE_CHECKING:

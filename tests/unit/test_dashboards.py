@@ -14,7 +14,7 @@ from jeeves_otel import objectives
 from jeeves_otel.dashboards import UNITS, examine
 from jeeves_otel.documents import Place
 from jeeves_otel.generators import dashboards as generated
-from jeeves_otel.queries import families_of, findings
+from jeeves_otel.promql import families_of, findings
 from jeeves_otel.registry import load
 
 REGISTRY = load()

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from jeeves_otel.cli import main
 from jeeves_otel.generators import rule_tests, rules
 from jeeves_otel.objectives import FOLDER, Objectives, examine
-from jeeves_otel.queries import families_of
+from jeeves_otel.promql import families_of
 from jeeves_otel.registry import load
 
 if TYPE_CHECKING:

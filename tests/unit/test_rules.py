@@ -38,6 +38,31 @@ def _own(text: str, tmp_path: Path) -> tuple[Objectives, list[str]]:
     return found, [finding.id for finding in findings]
 
 
+def _slo(sli: str = "{share: jeeves_tool_calls_total, bad: {status: error}}", objective: int = 98) -> str:
+    """Return the least that an objective is."""
+    return f"""
+slos:
+  tool_success:
+    title: Tools
+    alert: ToolErrorBudgetBurn
+    objective: {objective}
+    sli: {sli}
+    runbook: {{impact: Agents fail., diagnosis: [], mitigation: [], escalation: Us.}}
+"""
+
+
+def _alert(lines: str) -> str:
+    """Return an alert of which *lines* say what matters."""
+    return f"""
+alerts:
+  Own:
+    {lines}
+    summary: S
+    description: D
+    runbook: {{impact: I, diagnosis: [], mitigation: [], escalation: E}}
+"""
+
+
 def test_the_packaged_objectives_have_no_findings() -> None:
     """Every metric, label, value and bound that they name is promised by the profile."""
     assert [] == FINDINGS
@@ -127,18 +152,7 @@ def test_no_expression_compares_le_with_one_spelling() -> None:
 
 def test_an_objective_of_a_user_gives_its_rules_and_their_tests(tmp_path: Path) -> None:
     """A few lines of YAML are enough."""
-    found, findings = _own(
-        """
-slos:
-  tool_success:
-    title: Tools
-    alert: ToolErrorBudgetBurn
-    objective: 98
-    sli: {share: jeeves_tool_calls_total, bad: {status: error}}
-    runbook: {impact: Agents fail., diagnosis: [], mitigation: [], escalation: Us.}
-""",
-        tmp_path,
-    )
+    found, findings = _own(_slo(), tmp_path)
     names = [
         rule.get("alert")
         for group in yaml.safe_load(rules.files(found)["collector/rules/slos.yaml"])["groups"]
@@ -154,19 +168,7 @@ slos:
 
 def test_a_user_may_have_alerts_and_no_objective(tmp_path: Path) -> None:
     """Rules and tests of the alerts are written, and none of objectives."""
-    found, findings = _own(
-        """
-alerts:
-  Own:
-    severity: info
-    query: {rate: jeeves_interrupts_total}
-    above: 1
-    summary: S
-    description: D
-    runbook: {impact: I, diagnosis: [], mitigation: [], escalation: E}
-""",
-        tmp_path,
-    )
+    found, findings = _own(_alert("severity: info\n    query: {rate: jeeves_interrupts_total}\n    above: 1"), tmp_path)
 
     assert [] == findings
     assert {"collector/rules/alerts.yaml"} == set(rules.files(found))
@@ -188,36 +190,14 @@ alerts:
 )
 def test_an_objective_about_what_nobody_promises_is_a_finding(sli: str, finding: str, tmp_path: Path) -> None:
     """A dead rule is found before it is deployed."""
-    _, findings = _own(
-        f"""
-slos:
-  tool_success:
-    title: Tools
-    alert: ToolErrorBudgetBurn
-    objective: 98
-    sli: {sli}
-    runbook: {{impact: Agents fail., diagnosis: [], mitigation: [], escalation: Us.}}
-""",
-        tmp_path,
-    )
+    _, findings = _own(_slo(sli), tmp_path)
 
     assert finding in findings
 
 
 def test_a_tier_that_could_never_fire_is_a_finding(tmp_path: Path) -> None:
     """Twenty times a budget of a tenth is more than everything."""
-    _, findings = _own(
-        """
-slos:
-  tool_success:
-    title: Tools
-    alert: ToolErrorBudgetBurn
-    objective: 90
-    sli: {share: jeeves_tool_calls_total, bad: {status: error}}
-    runbook: {impact: Agents fail., diagnosis: [], mitigation: [], escalation: Us.}
-""",
-        tmp_path,
-    )
+    _, findings = _own(_slo(objective=90), tmp_path)
 
     assert ["unfirable-tier", "unfirable-tier"] == findings
 
@@ -234,18 +214,7 @@ slos:
 )
 def test_a_shape_that_asks_what_nobody_promises_is_a_finding(query: str, finding: str, tmp_path: Path) -> None:
     """Counters that should stand still, and levels."""
-    _, findings = _own(
-        f"""
-alerts:
-  Own:
-    severity: info
-    query: {query}
-    summary: S
-    description: D
-    runbook: {{impact: I, diagnosis: [], mitigation: [], escalation: E}}
-""",
-        tmp_path,
-    )
+    _, findings = _own(_alert(f"severity: info\n    query: {query}"), tmp_path)
 
     assert [finding] == findings
 
@@ -316,16 +285,9 @@ def test_alerts_stand_in_the_file_that_their_specification_names(tmp_path: Path)
 def test_an_expression_that_can_not_be_right_is_a_finding(query: str, finding: str, tmp_path: Path) -> None:
     """What is written out is judged like what is generated."""
     _, findings = _own(
-        f"""
-alerts:
-  Own:
-    severity: info
-    query: {{promql: '{query}'}}
-    summary: S
-    description: D
-    runbook: {{impact: I, diagnosis: [], mitigation: [], escalation: E}}
-    cases: {{fires: {{series: {{}}}}, silent: {{series: {{}}}}}}
-""",
+        _alert(
+            f"severity: info\n    query: {{promql: '{query}'}}\n    cases: {{fires: {{series: {{}}}}, silent: {{series: {{}}}}}}"
+        ),
         tmp_path,
     )
 
@@ -334,18 +296,7 @@ alerts:
 
 def test_an_alert_that_is_written_out_must_bring_its_cases(tmp_path: Path) -> None:
     """Nobody can make up what it should fire at."""
-    _, findings = _own(
-        """
-alerts:
-  Own:
-    severity: info
-    query: {promql: jeeves_db_pool_size}
-    summary: S
-    description: D
-    runbook: {impact: I, diagnosis: [], mitigation: [], escalation: E}
-""",
-        tmp_path,
-    )
+    _, findings = _own(_alert("severity: info\n    query: {promql: jeeves_db_pool_size}"), tmp_path)
 
     assert ["untested-alert"] == findings
 
@@ -392,12 +343,7 @@ def test_a_file_of_a_user_never_breaks_the_reader(tmp_path: Path) -> None:
 def test_the_command_writes_what_promtool_then_runs(tmp_path: Path) -> None:
     """From a file of one's own to rules, tests and runbooks in a folder of one's own."""
     own = tmp_path / "own.yaml"
-    own.write_text(
-        "slos:\n  tool_success:\n    title: Tools\n    alert: ToolErrorBudgetBurn\n    objective: 98\n"
-        "    sli: {share: jeeves_tool_calls_total, bad: {status: error}}\n"
-        "    runbook: {impact: Agents fail., diagnosis: [], mitigation: [], escalation: Us.}\n",
-        encoding="utf-8",
-    )
+    own.write_text(_slo(), encoding="utf-8")
     judged = CliRunner().invoke(main, ["check", str(own)])
     written = CliRunner().invoke(main, ["rules", str(own), "--into", str(tmp_path / "out")])
 
@@ -464,16 +410,6 @@ def test_the_command_replaces_what_it_has_written_and_nothing_else(tmp_path: Pat
 )
 def test_an_alert_that_would_go_wrong_in_production_is_a_finding(lines: str, finding: str, tmp_path: Path) -> None:
     """One that always fires, one whose routing is lost, one that Prometheus refuses with all others of its file."""
-    _, findings = _own(
-        f"""
-alerts:
-  Own:
-    {lines}
-    summary: S
-    description: D
-    runbook: {{impact: I, diagnosis: [], mitigation: [], escalation: E}}
-""",
-        tmp_path,
-    )
+    _, findings = _own(_alert(lines), tmp_path)
 
     assert [finding] == findings

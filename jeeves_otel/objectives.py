@@ -109,9 +109,8 @@ class Slo:
 
     @property
     def windows_to_be_seen(self) -> tuple[Duration, ...]:
-        """The windows of which it matters how much there was to see: those of tiers over days, and the period."""
-        wanted = (*(tier.long for tier in self.tiers if tier.seen), self.period)
-        return tuple({window.text: window for window in wanted}.values())
+        """The windows of which it matters how much there was to see: those of tiers that say so."""
+        return tuple({tier.long.text: tier.long for tier in self.tiers if tier.seen}.values())
 
     @property
     def records(self) -> frozenset[str]:
@@ -121,7 +120,7 @@ class Slo:
             {f"slo:{what}:rate{window.text}" for what in ("total", "bad") for window in self.windows}
             | {f"slo:seen:ratio{window.text}" for window in self.windows_to_be_seen}
             | {f"slo:error_ratio:rate{text}" for text in ("5m", "1h", period)}
-            | {"slo:objective:ratio", "slo:burn_rate:ratio1h", f"slo:budget_remaining:ratio{period}"}
+            | {"slo:objective:ratio", "slo:burn_rate:ratio1h", "slo:budget_remaining:ratio", "slo:period_seen:ratio"}
         )
 
     def threshold(self, tier: Tier) -> Decimal:

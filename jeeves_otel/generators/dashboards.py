@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from jeeves_otel.generators import rules
 from jeeves_otel.promql import pretty
-from jeeves_otel.queries import Slower
+from jeeves_otel.queries import Rises, Slower
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -155,10 +155,10 @@ def _target(panel: Panel, ask: Ask, letter: str) -> Json:
 
 
 def expression(ask: Ask) -> str:
-    """Return the PromQL of *ask*, with Grafana's variables for windows."""
+    """Return the PromQL of *ask*, with Grafana's variables for windows; what has risen is asked of all that is shown."""
     stand_in, range_ = "7m", "53m"  # no query has these; a parser knows nothing of Grafana's variables
-    text = ask.query.promql(stand_in).replace("$__range", range_)
-    return pretty(text).replace(f"[{stand_in}]", f"[{WINDOW}]").replace(f"[{range_}]", "[$__range]")
+    text = ask.query.promql(range_ if isinstance(ask.query, Rises) else stand_in).replace("$__range", range_)
+    return pretty(text).replace(f"[{stand_in}]", f"[{WINDOW}]").replace(range_, "$__range")
 
 
 def _defaults(panel: Panel) -> Json:

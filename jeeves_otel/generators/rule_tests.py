@@ -308,7 +308,7 @@ def _records_test(slos: tuple[Slo, ...], families: Families, *, long: bool) -> T
             for slo in slos
             for rule in rules.records(slo, long=long)
             for value in [_recorded(slo, rule["record"], share, step_s, at_s)]
-            for places in [2 if rule["record"].startswith("slo:seen:") else 3]
+            for places in [2 if "seen" in rule["record"] else 3]
         ],
     }
 
@@ -329,7 +329,8 @@ def _recorded(slo: Slo, name: str, share: float, step_s: int, seen_s: int) -> fl
         "error_ratio": share,
         "objective": 1 - budget,
         "burn_rate": share / budget,
-        "budget_remaining": 1 - share / budget,
+        "period_seen": min(1.0, seen_s / slo.period.seconds),
+        "budget_remaining": 1 - share / budget * min(1.0, seen_s / slo.period.seconds),
     }
     return values[what]
 

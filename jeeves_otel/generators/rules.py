@@ -85,15 +85,14 @@ def records(slo: Slo, *, long: bool = False) -> list[Rule]:
             _record(slo, "slo:burn_rate:ratio1h", f"{_recorded('error_ratio:rate1h', slo)} / {plain(slo.budget)}"),
         ]
     rules += [_record(slo, f"slo:seen:ratio{window.text}", _seen(slo, window)) for window in slo.windows_to_be_seen]
+    # What was not seen is no bad event: ten bad minutes after the start have used up no more than their part of a month.
+    spent = f"{_recorded(f'error_ratio:rate{month}', slo)} * {_recorded('period_seen:ratio', slo)} / {plain(slo.budget)}"
     return [
         *rules,
         _record(slo, f"slo:error_ratio:rate{month}", _ratio(slo, month)),
         _record(slo, "slo:objective:ratio", f"vector({plain(1 - slo.budget)})"),
-        _record(
-            slo,
-            f"slo:budget_remaining:ratio{month}",
-            f"1 - {_recorded(f'error_ratio:rate{month}', slo)} / {plain(slo.budget)}",
-        ),
+        _record(slo, "slo:period_seen:ratio", _seen(slo, slo.period)),
+        _record(slo, "slo:budget_remaining:ratio", f"1 - {spent}"),
     ]
 
 

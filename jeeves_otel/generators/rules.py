@@ -86,7 +86,9 @@ def records(slo: Slo, *, long: bool = False) -> list[Rule]:
         ]
     rules += [_record(slo, f"slo:seen:ratio{window.text}", _seen(slo, window)) for window in slo.windows_to_be_seen]
     # What was not seen is no bad event: ten bad minutes after the start have used up no more than their part of a month.
-    spent = f"{_recorded(f'error_ratio:rate{month}', slo)} * {_recorded('period_seen:ratio', slo)} / {plain(slo.budget)}"
+    spent = (
+        f"{_recorded(f'error_ratio:rate{month}', slo)} * {_recorded('period_seen:ratio', slo)} / {plain(slo.budget)}"
+    )
     return [
         *rules,
         _record(slo, f"slo:error_ratio:rate{month}", _ratio(slo, month)),

@@ -8,6 +8,7 @@ not fill in; the data source is a variable, and every panel says what it shows, 
 from __future__ import annotations
 
 import json
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from jeeves_otel.generators import rules
@@ -109,11 +110,17 @@ def _panels(dashboard: Dashboard) -> Iterator[Json]:
             "panels": [],
         }
         y, x = y + 1, 0
-        for panel in row.panels:
+        for panel, following in zip_longest(row.panels, row.panels[1:]):
             if x + panel.width > _COLUMNS:
                 x, y = 0, y + _HEIGHT
             number += 1
-            yield {"id": number, **_panel(panel), "gridPos": _place(x, y, panel.width, _HEIGHT)}
+            # What nothing stands beside has the width for itself.
+            last = following is None or x + panel.width + following.width > _COLUMNS
+            yield {
+                "id": number,
+                **_panel(panel),
+                "gridPos": _place(x, y, _COLUMNS - x if last else panel.width, _HEIGHT),
+            }
             x += panel.width
         y += _HEIGHT
 
@@ -232,6 +239,10 @@ _OPTIONS: dict[str, Json] = {
 _TABLE = [
     {
         "id": "organize",
-        "options": {"excludeByName": {"Time": True}, "indexByName": {}, "renameByName": {"Value": "value"}},
+        "options": {
+            "excludeByName": {"Time": True, "__name__": True},
+            "indexByName": {},
+            "renameByName": {"Value": "value"},
+        },
     }
 ]

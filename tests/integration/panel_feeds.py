@@ -59,7 +59,10 @@ class Run:
     phases: Mapping[str, Phase]
 
     def series(self, feed: str, phase: str, target: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return what a query of a panel answers, as Grafana would ask it: ``[{metric: labels, values: numbers}]``."""
+        """Return what a query of a panel answers, as Grafana would ask it: ``[{metric: labels, values: numbers}]``.
+
+        What is asked over time has ``times`` too, Unix seconds.
+        """
         at = self.phases[phase]
         expression = substituted(target["expr"], at)
         if target["instant"]:
@@ -73,7 +76,14 @@ class Run:
             end=f"{at.ended:.3f}",
             step=str(INTERVAL_S),
         )["result"]
-        return [{"metric": each["metric"], "values": [float(value) for _, value in each["values"]]} for each in found]
+        return [
+            {
+                "metric": each["metric"],
+                "times": [at for at, _ in each["values"]],
+                "values": [float(value) for _, value in each["values"]],
+            }
+            for each in found
+        ]
 
 
 def substituted(expression: str, phase: Phase) -> str:

@@ -120,8 +120,8 @@ def _play(console: Console, options: Options, stack: ExitStack) -> int:
     page = report.comparable(load(), stage.settled_page(demo, outcome.sent - outcome.probes))
     sampled = stage.sampled_of(outcome.traces, options.sampled)
     arrived = _prove(console, ports, page, sampled, check) and not outcome.broken
-    _print_links(console, ports, demo, sorted(sampled)[:1])
     if not options.once:
+        _print_links(console, ports, demo, sorted(sampled)[:1])
         console.print("\nEverything runs until Ctrl-C.")
         stage.wait_for_interrupt(console, check)
     return 0 if arrived else 1

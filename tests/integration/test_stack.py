@@ -113,6 +113,7 @@ class TestStack:
         assert re.search(
             r"ServiceException  service=jeeves-kernel  exception_type=\S+  severity=critical", stack.output
         )
+        assert "Where to look" not in stack.output, "nothing answers there any more"
         assert [] == stack.left()
 
     def test_ctrl_c_ends_everything_in_good_order(self, stack: Stack) -> None:

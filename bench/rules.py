@@ -20,9 +20,9 @@ from jeeves_otel.demo import parts
 from jeeves_otel.demo.processes import free_ports, running
 from jeeves_otel.demo.stage import read
 from jeeves_otel.generators.rule_tests import Phase, played
-from jeeves_otel.objectives import examine
 from jeeves_otel.promql import families_of
 from jeeves_otel.registry import load
+from jeeves_otel.specification import examine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

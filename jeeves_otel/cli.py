@@ -6,16 +6,18 @@ Exit codes: 0 all is well, 1 findings or a failed run, 2 wrong usage.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jeeves_otel import checks, dashboards, generators, objectives, routing
+from jeeves_otel import checks, dashboards, generators, plausibility, routing, specification
 from jeeves_otel.content import holds_rules, read_rules
 from jeeves_otel.demo.incidents import KINDS as INCIDENTS
-from jeeves_otel.documents import Finding, Level
+from jeeves_otel.documents import Finding, Level, did_you_mean
+from jeeves_otel.objectives import Links
 from jeeves_otel.promql import families_of
 from jeeves_otel.registry import DATA, Registry, examine, profile_names
 from jeeves_otel.settings import VARIABLES, Settings, describe
@@ -23,7 +25,7 @@ from jeeves_otel.settings import VARIABLES, Settings, describe
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from jeeves_otel.promql import Families
+    from jeeves_otel.objectives import Objectives
 
 try:
     import click
@@ -54,12 +56,12 @@ def check(files: tuple[str, ...]) -> None:
     ones.
     """
     rules = [file for file in files if holds_rules(file)]
-    own = [file for file in files if file not in rules and objectives.holds_objectives(file)]
-    profiles = [file for file in files if file not in (*rules, *own)]
+    own = [Path(file) for file in files if file not in rules and specification.holds_objectives(file)]
+    profiles = [file for file in files if file not in rules and Path(file) not in own]
     registry, findings = checks.examine_all(profiles if files else profile_names())
     findings += [finding for file in rules for finding in read_rules(file)[1]]
     if own:
-        findings += _examine_own(own)[1]
+        findings += _examine_own(own)[2]
     if not files:
         findings += _specification(registry)[2]
     _print_findings(findings)
@@ -96,25 +98,28 @@ def render(*, only_check: bool, prune: bool) -> None:
 
 
 @main.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False), metavar="FILE...")
+@click.argument("names", nargs=-1, required=True, metavar="FILE...")
 @click.option("--into", required=True, type=click.Path(file_okay=False), help="Folder to write into.")
-def rules(files: tuple[str, ...], into: str) -> None:
-    """Write rules with their tests, runbooks and files for Alertmanager, from objectives of your own.
+@click.option("--runbooks", metavar="URL", help="Where your runbooks will be; alerts lead to URL/ALERT.md.")
+@click.option("--dashboards", "pages", metavar="URL", help="Where your Grafana is; alerts lead to URL/jeeves-NAME.")
+def rules(names: tuple[str, ...], into: str, runbooks: str | None, pages: str | None) -> None:
+    """Write rules with their tests, runbooks, dashboards and files for Alertmanager, from objectives of your own.
 
-    FILE is YAML with `slos:` and `alerts:`; its `profile:` says whose metrics it speaks of. Files that this command has
-    written before are replaced; if any other is in the way, nothing is written.
+    FILE is YAML with `slos:` and `alerts:`; its `profile:` says whose metrics it speaks of. It may also be the name of
+    packaged ones: jeeves, collector, prometheus, telemetry. Files that this command has written before are replaced; if
+    any other is in the way, nothing is written.
     """
-    promised, findings, families = _examine_own(files)
+    files = [_file_of_objectives(name) for name in names]
+    links = Links(**{key: url.rstrip("/") for key, url in (("runbooks", runbooks), ("dashboards", pages)) if url})
+    registry, promised, findings = _examine_own(files, links)
     _print_findings(findings)
     if any(finding.level is Level.VIOLATION for finding in findings):
         sys.exit(1)
-    written = {
-        **generators.rules.files(promised),
-        **generators.rule_tests.files(promised, families),
-        **generators.runbooks.files(promised),
-        **generators.alertmanager.files(promised, routing.load()),
+    source = f"Generated from {', '.join(names)} {_OWN}"
+    targets = {
+        Path(into) / path: _signed(text, source if not path.endswith(".json") else json.dumps(source)[1:-1])
+        for path, text in _written_for_own(files, registry, promised, links).items()
     }
-    targets = {Path(into) / path: text for path, text in written.items()}
     taken = [
         path for path in targets if path.is_file() and _OWN not in path.read_text(encoding="utf-8", errors="replace")
     ]
@@ -122,9 +127,8 @@ def rules(files: tuple[str, ...], into: str) -> None:
         click.echo(f"{path} is not from this command; move it away, or write into another folder", err=True)
     if taken:
         sys.exit(1)
-    source = f"Generated from {', '.join(files)} {_OWN}"
     for path, text in targets.items():
-        _write(path, _RENDERED.sub(lambda _: source, text, count=1).replace(" and fail CI", "", 1))
+        _write(path, text)
 
 
 @main.command("collector")
@@ -184,11 +188,43 @@ def _rendered(registry: Registry) -> dict[str, str]:
     return generators.render(registry, promised, pages, [(each.name, each.default, each.meaning) for each in VARIABLES])
 
 
-def _examine_own(files: Sequence[str]) -> tuple[objectives.Objectives, list[Finding], Families]:
-    """Return what *files* promise, every finding about them and their profiles, and the families that they may ask."""
-    registry, findings = checks.examine_all(objectives.profiles_of(files))
-    promised, more = objectives.examine(registry, [Path(file) for file in files])
-    return promised, [*findings, *more], families_of(registry)
+def _examine_own(files: Sequence[Path], links: Links | None = None) -> tuple[Registry, Objectives, list[Finding]]:
+    """Return the profiles that *files* speak of, what is promised on them, and every finding about both."""
+    registry, findings = checks.examine_all(specification.profiles_of(files))
+    promised, more = plausibility.examine_all(registry, files, links)
+    return registry, promised, [*findings, *more]
+
+
+def _file_of_objectives(name: str) -> Path:
+    """Return the file *name*, or the packaged one that is called so."""
+    packaged = specification.packaged()
+    if not Path(name).is_file() and name not in packaged:
+        hint = did_you_mean(name, packaged) if Path(name).suffix == "" else "check the path"
+        raise click.BadParameter(f"there is no file `{name}`; {hint}", param_hint="FILE")
+    return Path(name) if Path(name).is_file() else packaged[name]
+
+
+def _written_for_own(files: Sequence[Path], registry: Registry, promised: Objectives, links: Links) -> dict[str, str]:
+    """Return everything that is made of the objectives in *files*, ``{path: text}``."""
+    families = families_of(registry)
+    own = {specification.own_page(file.name): file for file in files if file not in specification.packaged().values()}
+    pages = [dashboards.of_own(page, file.stem, promised.of_files([str(file)])) for page, file in own.items()]
+    everything, _ = specification.examine(registry, specification.packaged().values(), links)
+    named = {slo.dashboard for slo in promised.slos} | {alert.dashboard for alert in promised.alerts}
+    pages += [page for page in dashboards.examine(families, everything)[0] if page.name in named]
+    return {
+        **generators.rules.files(promised),
+        **generators.rule_tests.files(promised, families),
+        **generators.runbooks.files(promised),
+        **generators.dashboards.files(pages),
+        # One Alertmanager serves the packaged ones, too.
+        **generators.alertmanager.files(promised.with_others(everything), routing.load()),
+    }
+
+
+def _signed(text: str, source: str) -> str:
+    """Return *text* with *source* in its head instead of the packaged one."""
+    return _RENDERED.sub(lambda _: source, text, count=1).replace(" and fail CI", "", 1)
 
 
 def _write(target: Path, text: str, shown: str = "") -> None:
@@ -208,9 +244,9 @@ def _remove(target: Path, shown: str, *, prune: bool) -> None:
         click.echo(f"{shown} is rendered no more; look at it, and remove it with --prune", err=True)
 
 
-def _specification(registry: Registry) -> tuple[objectives.Objectives, tuple[dashboards.Dashboard, ...], list[Finding]]:
+def _specification(registry: Registry) -> tuple[Objectives, tuple[dashboards.Dashboard, ...], list[Finding]]:
     """Return what is promised on *registry*, the dashboards, and every finding about both."""
-    promised, findings = objectives.examine(registry)
+    promised, findings = plausibility.examine_all(registry)
     pages, more = dashboards.examine(families_of(registry), promised)
     return promised, pages, [*findings, *more]
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turn ``data/dashboards/*.yaml`` into dashboards of panels whose queries a registry vouches for, or into findings.
 
-In: YAML files, the families that there are, and the objectives, whose records may be asked too. Out: `Dashboard` objects.
+In: YAML files, the families that there are, and the objectives, whose records may be asked too. Out: `Dashboard` objects;
+for objectives of a user, who has no such files, one that shows each of them, and every question of its runbook.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jeeves_otel.documents import did_you_mean, read
-from jeeves_otel.queries import Promql, read_query
+from jeeves_otel.queries import Promql, Quantile, Rate, Rises, Share, Slower, read_query
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from jeeves_otel.documents import Finding, Node
-    from jeeves_otel.objectives import Objectives, Slo
+    from jeeves_otel.objectives import Alert, Objectives, Runbook, Slo
     from jeeves_otel.promql import Families
     from jeeves_otel.queries import Query
 
@@ -37,6 +40,7 @@ _PANEL_KEYS = (
     "incident",
     "missing",
 )
+_UNITS_OF_NAMES = (("_seconds", "s"), ("_bytes", "bytes"))
 _COLUMNS = 24
 
 
@@ -63,11 +67,11 @@ class Panel:
     asks: tuple[Ask, ...]
     width: int
     slo: Slo | None
-    alerts: tuple[str, ...]
-    exemplars: bool
-    thresholds: tuple[tuple[str, float], ...]  # (colour, from), ascending
-    incident: bool
-    missing: str
+    alerts: tuple[tuple[str, str], ...]  # (name, address of its runbook)
+    exemplars: bool = False
+    thresholds: tuple[tuple[str, float], ...] = ()  # (colour, from), ascending
+    incident: bool = False
+    missing: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,11 @@ class Dashboard:
     title: str
     about: str
     rows: tuple[Row, ...]
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of the packaged dashboards."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 
 
 def examine(families: Families, objectives: Objectives) -> tuple[tuple[Dashboard, ...], list[Finding]]:
@@ -146,8 +155,106 @@ def _slo(node: Node | None, objectives: Objectives) -> Slo | None:
     return named.get(name)
 
 
-def _alert(node: Node, objectives: Objectives) -> str:
+def _alert(node: Node, objectives: Objectives) -> tuple[str, str]:
     name = node.text()
-    if name not in objectives.names:
-        node.report("unknown-alert", f"there is no alert `{name}`", did_you_mean(name, objectives.names))
-    return name
+    if name not in objectives.runbooks:
+        node.report("unknown-alert", f"there is no alert `{name}`", did_you_mean(name, objectives.runbooks))
+    return name, objectives.runbooks.get(name, "")
+
+
+# ---- objectives of a user --------------------------------------------------------------------------------------------
+
+
+def of_own(name: str, title: str, objectives: Objectives) -> Dashboard:
+    """Return a dashboard of *objectives*: each with what is left of it and every question of its runbook, then each alert."""
+    rows = [*(_row_of_slo(slo) for slo in objectives.slos), *(_row_of_alert(alert) for alert in objectives.alerts)]
+    about = f"Objectives and alerts of {title}, and the questions of their runbooks."
+    return Dashboard(name, title, about, tuple(rows))
+
+
+def _row_of_slo(slo: Slo) -> Row:
+    link = (slo.alert, slo.links["runbook_url"])
+
+    def recorded(record: str) -> Promql:
+        return Promql(f'{record}{{slo="{slo.name}"}}', ("slo",))
+
+    bad = Panel(
+        title="Bad events",
+        kind="timeseries",
+        unit="percentunit",
+        about=f"{slo.meaning} Share of events that were not so; the line is what was promised. No line, no events.".strip(),
+        asks=tuple(Ask(recorded(f"slo:error_ratio:rate{window}"), f"{{{{slo}}}} {window}") for window in ("5m", "1h")),
+        width=_COLUMNS // 2,
+        slo=slo,
+        alerts=(link,),
+    )
+    left = Panel(
+        title="Budget left",
+        kind="stat",
+        unit="percentunit",
+        about=f"What is left of the error budget of {slo.period.text}; below 0 the promise is broken.",
+        asks=(Ask(recorded("slo:budget_remaining:ratio"), "{{slo}}"),),
+        width=_COLUMNS // 4,
+        slo=None,
+        alerts=(),
+        thresholds=(("red", 0.0), ("yellow", 0.25), ("green", 0.5)),
+    )
+    events = Panel(
+        title="Events",
+        kind="timeseries",
+        unit="ops",
+        about="How many there are per second.",
+        asks=(Ask(recorded("slo:total:rate5m"), "{{slo}}"),),
+        width=_COLUMNS // 4,
+        slo=None,
+        alerts=(),
+    )
+    return Row(slo.title, (bad, left, events, *_questions(slo.runbook)))
+
+
+def _row_of_alert(alert: Alert) -> Row:
+    threshold = (("green", 0.0), ("red", float(alert.threshold)))
+    asked = Panel(
+        title=alert.name,
+        kind="timeseries",
+        unit=_unit(alert.query),
+        about="What the alert asks; the line is where it fires.",
+        asks=(_ask_of(alert.query),),
+        width=_COLUMNS // 2,
+        slo=None,
+        alerts=((alert.name, alert.links["runbook_url"]),),
+        exemplars=isinstance(alert.query, Quantile),
+        thresholds=threshold if alert.comparison == ">" else (),
+        incident=not alert.comparison,
+    )
+    return Row(alert.name, (asked, *_questions(alert.runbook)))
+
+
+def _questions(runbook: Runbook) -> Iterator[Panel]:
+    for step in runbook.diagnosis:
+        yield Panel(
+            title=step.say,
+            kind="timeseries",
+            unit=_unit(step.ask),
+            about="A question of the runbook.",
+            asks=(_ask_of(step.ask),),
+            width=_COLUMNS // 2,
+            slo=None,
+            alerts=(),
+            exemplars=isinstance(step.ask, Quantile),
+            incident=isinstance(step.ask, Rises),
+        )
+
+
+def _ask_of(query: Query) -> Ask:
+    return Ask(query, " ".join(f"{{{{{label}}}}}" for label in query.by))
+
+
+def _unit(query: Query) -> str:
+    """Return the unit in which *query* answers, by its shape and the name of what it asks."""
+    if isinstance(query, Share | Slower):
+        return "percentunit"
+    if isinstance(query, Rate):
+        return "ops"
+    family = getattr(query, "family", "")
+    return next((unit for suffix, unit in _UNITS_OF_NAMES if family.endswith(suffix)), "short")

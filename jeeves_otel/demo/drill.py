@@ -29,8 +29,8 @@ from jeeves_otel.demo import incidents, parts, stage
 from jeeves_otel.demo.on_call import OnCall, Pace, bundle, make_past
 from jeeves_otel.demo.processes import ChildError, terminated_as_interrupted
 from jeeves_otel.demo.traffic import send_steadily
-from jeeves_otel.objectives import examine
 from jeeves_otel.registry import load
+from jeeves_otel.specification import examine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -11,7 +11,6 @@ import json
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from jeeves_otel.generators import rules
 from jeeves_otel.promql import pretty
 from jeeves_otel.queries import Rises, Slower
 
@@ -138,10 +137,7 @@ def _panel(panel: Panel) -> Json:
         "targets": [_target(panel, ask, chr(ord("A") + index)) for index, ask in enumerate(panel.asks)],
         "fieldConfig": {"defaults": _defaults(panel), "overrides": []},
         "options": _OPTIONS[panel.kind],
-        "links": [
-            {"title": f"Runbook: {name}", "url": f"{rules.RUNBOOKS}/{name}.md", "targetBlank": True}
-            for name in panel.alerts
-        ],
+        "links": [{"title": f"Runbook: {name}", "url": url, "targetBlank": True} for name, url in panel.alerts],
         **({"transformations": _TABLE} if panel.kind == "table" else {}),
     }
 

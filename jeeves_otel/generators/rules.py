@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 Rule = dict[str, Any]
 
-RUNBOOKS = "https://github.com/jeeves-otel/jeeves-otel/blob/main/docs/runbooks"
-DASHBOARDS = "http://localhost:3000/d"
 # Of a raw counter a longer window costs too much at each evaluation; beyond, what was recorded is averaged, weighted by
 # events, and not by time: a bad night with three requests is not half of a good day with a million.
 _LONGEST_RAW_S = 6 * 3_600
@@ -136,7 +134,7 @@ def _burn_annotations(slo: Slo, tier: Tier) -> dict[str, str]:
             f"{slo.meaning} Promised are {plain(slo.objective)} %; over the last {tier.long.text} and {tier.short.text} "
             f"more than {plain(slo.threshold(tier) * 100)} % were bad. So the budget of {slo.period.text} lasts {gone}."
         ),
-        **links(slo.alert, slo.dashboard),
+        **slo.links,
     }
 
 
@@ -178,7 +176,7 @@ def symptom_alert(alert: Alert) -> Rule:
         "annotations": {
             "summary": _filled(alert.summary, alert),
             "description": _filled(alert.description, alert),
-            **links(alert.name, alert.dashboard),
+            **alert.links,
         },
     }
 
@@ -209,14 +207,6 @@ def _spoken_threshold(alert: Alert) -> str:
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
-
-
-def links(alert: str, dashboard: str) -> dict[str, str]:
-    """Return the annotations that lead from an alert to its runbook and its dashboard."""
-    return {
-        "runbook_url": f"{RUNBOOKS}/{alert}.md",
-        **({"dashboard_url": f"{DASHBOARDS}/jeeves-{dashboard}"} if dashboard else {}),
-    }
 
 
 def plain(number: Decimal) -> str:

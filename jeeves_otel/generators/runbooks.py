@@ -14,7 +14,7 @@ from jeeves_otel.generators import rules
 from jeeves_otel.promql import pretty
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from jeeves_otel.objectives import Alert, Objectives, Runbook, Slo
 
@@ -28,11 +28,8 @@ WINDOW = "5m"  # of the questions of a diagnosis
 def files(objectives: Objectives) -> dict[str, str]:
     """Return the runbooks and their index, ``{path: text}``, paths relative to the project's root."""
     pages = {
-        **{slo.alert: _page(slo.alert, _meaning_of_slo(slo), slo.runbook, slo.dashboard) for slo in objectives.slos},
-        **{
-            alert.name: _page(alert.name, _meaning(alert), alert.runbook, alert.dashboard)
-            for alert in objectives.alerts
-        },
+        **{slo.alert: _page(slo.alert, _meaning_of_slo(slo), slo.runbook, slo.links) for slo in objectives.slos},
+        **{alert.name: _page(alert.name, _meaning(alert), alert.runbook, alert.links) for alert in objectives.alerts},
     }
     return {
         **{f"docs/runbooks/{name}.md": text for name, text in pages.items()},
@@ -40,7 +37,7 @@ def files(objectives: Objectives) -> dict[str, str]:
     }
 
 
-def _page(name: str, meaning: Iterator[str], runbook: Runbook, dashboard: str) -> str:
+def _page(name: str, meaning: Iterator[str], runbook: Runbook, links: Mapping[str, str]) -> str:
     lines = [
         _HEADER,
         f"# {name}",
@@ -58,8 +55,8 @@ def _page(name: str, meaning: Iterator[str], runbook: Runbook, dashboard: str) -
     ]
     for step in runbook.diagnosis:
         lines += [step.say, "", "```promql", pretty(step.ask.promql(WINDOW)), "```", ""]
-    if dashboard:
-        lines += [f"The dashboard: <{rules.DASHBOARDS}/jeeves-{dashboard}>.", ""]
+    if "dashboard_url" in links:
+        lines += [f"The dashboard: <{links['dashboard_url']}>.", ""]
     lines += ["## Mitigation", "", *(f"- {each}" for each in runbook.mitigation), ""]
     lines += ["## Escalation", "", runbook.escalation]
     return "\n".join(lines) + "\n"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from jeeves_otel import objectives
+from jeeves_otel import specification
 from jeeves_otel.dashboards import examine
 from jeeves_otel.demo import parts
 from jeeves_otel.generators import dashboards as generated
@@ -46,7 +46,7 @@ _UNITS = {"percentunit": (100, " %"), "s": (1, " s"), "reqps": (1, " /s"), "ops"
 def main() -> None:
     """Play the demo once, and draw every dashboard."""
     programs = {part: parts.program(part, print) for part in ("collector", "prometheus")}
-    promised, _ = objectives.examine(load())
+    promised, _ = specification.examine(load())
     pages, _ = examine(families_of(load()), promised)
     IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="jeeves-previews-") as folder:

@@ -11,8 +11,8 @@ import pytest
 
 from jeeves_otel.demo import parts
 from jeeves_otel.demo.on_call import Pace
-from jeeves_otel.objectives import examine
 from jeeves_otel.registry import load
+from jeeves_otel.specification import examine
 from tests.helpers import poll_until
 from tests.integration.test_stack import Stack
 

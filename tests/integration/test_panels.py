@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from jeeves_otel import objectives
+from jeeves_otel import specification
 from jeeves_otel.dashboards import examine
 from jeeves_otel.demo.parts import cached
 from jeeves_otel.generators import dashboards as generated, runbooks
@@ -35,7 +35,7 @@ pytestmark = [
 ]
 
 REGISTRY = load()
-PROMISED, _ = objectives.examine(REGISTRY)
+PROMISED, _ = specification.examine(REGISTRY)
 DASHBOARDS, _ = examine(families_of(REGISTRY), PROMISED)
 PANELS: dict[str, tuple[Panel, dict[str, Any]]] = {
     f"{dashboard.name}: {panel.title}": (panel, rendered)

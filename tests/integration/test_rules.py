@@ -12,7 +12,7 @@ import yaml
 
 from jeeves_otel.demo.parts import cached
 from jeeves_otel.generators import rule_tests
-from jeeves_otel.objectives import FUNCTIONS
+from jeeves_otel.specification import FUNCTIONS
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = cached("prometheus")

@@ -13,8 +13,8 @@ import yaml
 
 from jeeves_otel import routing
 from jeeves_otel.generators import alertmanager, rules
-from jeeves_otel.objectives import examine
 from jeeves_otel.registry import load
+from jeeves_otel.specification import examine
 
 ROOT = Path(__file__).parents[2]
 OBJECTIVES, _ = examine(load())

@@ -20,9 +20,9 @@ from jeeves_otel.checks import load_checked
 from jeeves_otel.demo.parts import PROMETHEUS_FLAGS
 from jeeves_otel.generators import render
 from jeeves_otel.generators.collector import VARIABLES as COLLECTOR_VARIABLES
-from jeeves_otel.objectives import examine
 from jeeves_otel.registry import profile_names
 from jeeves_otel.settings import VARIABLES
+from jeeves_otel.specification import examine
 
 ROOT = Path(__file__).parents[2]
 EXACT = re.compile(r"^[\w./-]+:v?\d+\.\d+\.\d+(-[\w.-]+)?$")

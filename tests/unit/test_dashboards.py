@@ -10,18 +10,20 @@ from typing import Any
 
 import pytest
 
-from jeeves_otel import objectives
+from jeeves_otel import specification
 from jeeves_otel.dashboards import UNITS, examine
 from jeeves_otel.documents import Place
 from jeeves_otel.generators import dashboards as generated
 from jeeves_otel.promql import families_of, findings
 from jeeves_otel.registry import load
+from tests import examples
 
 REGISTRY = load()
-PROMISED, _ = objectives.examine(REGISTRY)
-RECORDS = PROMISED.records
+PROMISED, _ = specification.examine(REGISTRY)
+RECORDS = PROMISED.records | examples.PROMISED.records
 FAMILIES = families_of(REGISTRY)
-DASHBOARDS, FINDINGS = examine(FAMILIES, PROMISED)
+PACKAGED, FINDINGS = examine(FAMILIES, PROMISED)
+DASHBOARDS = (*PACKAGED, examples.DASHBOARD)
 PAGES: dict[str, dict[str, Any]] = {
     path.rpartition("/")[2].removesuffix(".json"): json.loads(text)
     for path, text in generated.files(DASHBOARDS).items()
@@ -39,7 +41,7 @@ def test_the_five_dashboards_that_were_promised_are_there_with_their_panels() ->
     """And two that were not."""
     titles = {name: {panel["title"] for of, panel in PANELS if of == name} for name in PAGES}
 
-    assert {"service", "pipeline", "llm", "infra", "business", "slo", "collector"} == set(PAGES)
+    assert {"service", "pipeline", "llm", "infra", "business", "slo", "collector"} == {each.name for each in PACKAGED}
     assert {
         "Request rate",
         "Error rate",
@@ -131,12 +133,13 @@ def test_every_alert_is_seen_on_a_dashboard() -> None:
     """Whoever is woken finds the picture, and from the picture the runbook."""
     linked = {link["title"].removeprefix("Runbook: ") for _, panel in PANELS for link in panel["links"]}
 
-    assert set(PROMISED.names) == linked
+    assert {*PROMISED.runbooks, *examples.PROMISED.runbooks} == linked
 
 
 def test_every_alert_leads_to_a_dashboard_that_exists() -> None:
     """A link that leads nowhere is found at night."""
-    wanted = {slo.dashboard for slo in PROMISED.slos} | {alert.dashboard for alert in PROMISED.alerts}
+    promised = PROMISED.with_others(examples.PROMISED)
+    wanted = {slo.dashboard for slo in promised.slos} | {alert.dashboard for alert in promised.alerts}
 
     assert wanted - {""} <= set(PAGES)
 
@@ -161,7 +164,20 @@ def test_no_promised_family_is_without_a_panel() -> None:
         "workflow_retry_reasons_total": "detail of the retries",
         "orchestrator_request_latency_seconds": "the pipeline's latency is the promise",
     }
-    text = json.dumps(PAGES)
+    text = json.dumps([PAGES[each.name] for each in PACKAGED])
     promised = [metric.name for metric in REGISTRY.metrics.values() if metric.profile == "jeeves"]
 
     assert sorted(unseen) == sorted(name for name in promised if name not in text)
+
+
+def test_objectives_of_a_user_have_a_dashboard_with_their_promise_and_the_questions_of_their_runbooks() -> None:
+    """A row for each objective and each alert, in which whoever is woken finds what the runbook asks."""
+    page = PAGES["own-support"]
+    panels = {panel["title"]: panel for panel in page["panels"]}
+    bad, queue = panels["Bad events"], panels["EventQueueGrows"]
+
+    assert ["Tools", "EventQueueGrows"] == [panel["title"] for panel in page["panels"] if panel["type"] == "row"]
+    assert {"Budget left", "Events", "Which tool?", "How much comes in?"} <= set(panels)
+    assert 0.02 == bad["fieldConfig"]["defaults"]["thresholds"]["steps"][-1]["value"]
+    assert ("red", 1000) == tuple(queue["fieldConfig"]["defaults"]["thresholds"]["steps"][-1].values())
+    assert ["Runbook: ToolErrorBudgetBurn"] == [link["title"] for link in bad["links"]]

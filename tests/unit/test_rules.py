@@ -13,17 +13,23 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from jeeves_otel import routing
 from jeeves_otel.cli import main
-from jeeves_otel.generators import rule_tests, rules
-from jeeves_otel.objectives import FOLDER, Objectives, examine
+from jeeves_otel.generators import alertmanager, rule_tests, rules
+from jeeves_otel.objectives import Links
+from jeeves_otel.plausibility import examine_all
 from jeeves_otel.promql import families_of
 from jeeves_otel.registry import load
+from jeeves_otel.specification import FOLDER
+from tests import examples
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from jeeves_otel.objectives import Objectives
+
 REGISTRY = load()
-OBJECTIVES, FINDINGS = examine(REGISTRY)
+OBJECTIVES, FINDINGS = examine_all(REGISTRY)
 RULES = {name: yaml.safe_load(text) for name, text in rules.files(OBJECTIVES).items()}
 TESTS = {name: yaml.safe_load(text) for name, text in rule_tests.files(OBJECTIVES, families_of(REGISTRY)).items()}
 EVERY_RULE = [rule for file in RULES.values() for group in file["groups"] for rule in group["rules"]]
@@ -34,7 +40,7 @@ TOLD = [each for file in TESTS.values() for test in file["tests"] for each in te
 def _own(text: str, tmp_path: Path) -> tuple[Objectives, list[str]]:
     path = tmp_path / "own.yaml"
     path.write_text(text, encoding="utf-8")
-    found, findings = examine(REGISTRY, [path])
+    found, findings = examine_all(REGISTRY, [path])
     return found, [finding.id for finding in findings]
 
 
@@ -108,14 +114,14 @@ def test_every_alert_leads_to_a_runbook_and_every_runbook_belongs_to_an_alert() 
     """As files of this repository, with the headings that whoever is woken looks for."""
     root = Path(__file__).parents[2]
     linked = {
-        rule["alert"]: rule["annotations"]["runbook_url"].removeprefix(f"{rules.RUNBOOKS}/")
+        rule["alert"]: rule["annotations"]["runbook_url"].removeprefix(f"{Links().runbooks}/")
         for rule in EVERY_RULE
         if "alert" in rule
     }
     pages = {path.name: path.read_text(encoding="utf-8") for path in (root / "docs/runbooks").glob("*.md")}
     index = pages.pop("README.md")
 
-    assert rules.RUNBOOKS.endswith("/docs/runbooks")
+    assert Links().runbooks.endswith("/docs/runbooks")
     assert {name: f"{name}.md" for name in linked} == linked
     assert set(pages) == set(linked.values()) == set(re.findall(r"^\| \[\w+\]\((\w+\.md)\)", index, re.MULTILINE))
     assert {("Meaning", "Impact", "Diagnosis", "Mitigation", "Escalation")} == {
@@ -195,13 +201,6 @@ def test_an_objective_about_what_nobody_promises_is_a_finding(sli: str, finding:
     assert finding in findings
 
 
-def test_a_tier_that_could_never_fire_is_a_finding(tmp_path: Path) -> None:
-    """Twenty times a budget of a tenth is more than everything."""
-    _, findings = _own(_slo(objective=90), tmp_path)
-
-    assert ["unfirable-tier", "unfirable-tier"] == findings
-
-
 @pytest.mark.parametrize(
     ("query", "finding"),
     [
@@ -215,34 +214,6 @@ def test_a_tier_that_could_never_fire_is_a_finding(tmp_path: Path) -> None:
 def test_a_shape_that_asks_what_nobody_promises_is_a_finding(query: str, finding: str, tmp_path: Path) -> None:
     """Counters that should stand still, and levels."""
     _, findings = _own(_alert(f"severity: info\n    query: {query}"), tmp_path)
-
-    assert [finding] == findings
-
-
-@pytest.mark.parametrize(
-    ("line", "finding"),
-    [
-        ("inhibited_by: {Owm: [service]}", "unknown-alert"),
-        ("inhibited_by: {Own: [instance]}", "unknown-label"),
-    ],
-)
-def test_an_alert_is_silenced_by_one_that_exists_in_labels_that_it_has(line: str, finding: str, tmp_path: Path) -> None:
-    """Else it is never silenced, or always: labels that both lack agree."""
-    _, findings = _own(
-        f"""
-labels: {{service: own}}
-alerts:
-  Own:
-    severity: info
-    query: {{rate: jeeves_interrupts_total}}
-    above: 1
-    {line}
-    summary: S
-    description: D
-    runbook: {{impact: I, diagnosis: [], mitigation: [], escalation: E}}
-""",
-        tmp_path,
-    )
 
     assert [finding] == findings
 
@@ -348,7 +319,7 @@ def test_the_command_writes_what_promtool_then_runs(tmp_path: Path) -> None:
     written = CliRunner().invoke(main, ["rules", str(own), "--into", str(tmp_path / "out")])
 
     assert (0, f"{own}: objectives, no violation\n") == (judged.exit_code, judged.output)
-    assert (0, 8) == (written.exit_code, len(written.output.splitlines()))
+    assert (0, 9) == (written.exit_code, len(written.output.splitlines()))
     assert (tmp_path / "out/docs/runbooks/ToolErrorBudgetBurn.md").is_file()
 
 
@@ -363,24 +334,18 @@ def test_the_command_reports_every_finding_and_writes_nothing(tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
-def test_the_example_of_the_documentation_is_judged_well(tmp_path: Path) -> None:
-    """Whoever copies it begins with something that works."""
+def test_the_example_of_the_documentation_is_judged_well() -> None:
+    """Whoever copies it, from the page or as a file, begins with something that works."""
     page = (FOLDER.parents[2] / "docs/howto/objectives.md").read_text(encoding="utf-8")
-    example = re.search(r"```yaml\n(.*?)```", page, re.DOTALL)
 
-    assert example is not None
-    found, findings = _own(example[1], tmp_path)
-    assert [] == findings
-    assert ("ToolErrorBudgetBurn", "EventQueueGrows") == found.names
+    assert f"```yaml\n{examples.SUPPORT.read_text(encoding='utf-8')}```" in page
+    assert [] == examples.FINDINGS
+    assert ["ToolErrorBudgetBurn", "EventQueueGrows"] == [*examples.PROMISED.runbooks]
 
 
 def test_the_command_replaces_what_it_has_written_and_nothing_else(tmp_path: Path) -> None:
     """A page that somebody has written by hand stays, and so does everything beside it."""
-    own, out = tmp_path / "own.yaml", tmp_path / "out"
-    page = (FOLDER.parents[2] / "docs/howto/objectives.md").read_text(encoding="utf-8")
-    example = re.search(r"```yaml\n(.*?)```", page, re.DOTALL)
-    assert example is not None
-    own.write_text(example[1], encoding="utf-8")
+    own, out = examples.SUPPORT, tmp_path / "out"
     first, again = (CliRunner().invoke(main, ["rules", str(own), "--into", str(out)]) for _ in range(2))
     rule_file = (out / "collector/rules/slos.yaml").read_text(encoding="utf-8")
     mine = out / "docs/runbooks/README.md"
@@ -397,7 +362,6 @@ def test_the_command_replaces_what_it_has_written_and_nothing_else(tmp_path: Pat
 @pytest.mark.parametrize(
     ("lines", "finding"),
     [
-        ("severity: info\n    query: {rate: jeeves_interrupts_total}", "no-threshold"),
         (
             "severity: info\n    query: {rate: jeeves_interrupts_total}\n    above: 1\n    labels: {severity: x}",
             "reserved-label",
@@ -409,7 +373,72 @@ def test_the_command_replaces_what_it_has_written_and_nothing_else(tmp_path: Pat
     ],
 )
 def test_an_alert_that_would_go_wrong_in_production_is_a_finding(lines: str, finding: str, tmp_path: Path) -> None:
-    """One that always fires, one whose routing is lost, one that Prometheus refuses with all others of its file."""
+    """One whose routing is lost, one that Prometheus refuses with all others of its file."""
     _, findings = _own(_alert(lines), tmp_path)
 
     assert [finding] == findings
+
+
+def _written(tmp_path: Path, *arguments: str) -> dict[str, str]:
+    """Return what the command writes, ``{path: text}``."""
+    result = CliRunner().invoke(main, ["rules", *arguments, "--into", str(tmp_path / "out")])
+    assert 0 == result.exit_code, result.output
+    return {
+        path.relative_to(tmp_path / "out").as_posix(): path.read_text(encoding="utf-8")
+        for path in (tmp_path / "out").rglob("*")
+        if path.is_file()
+    }
+
+
+def test_links_lead_to_where_a_user_has_the_pages(tmp_path: Path) -> None:
+    """In rules, tests, runbooks and dashboards; nothing of this project is left."""
+    wiki, grafana = "https://wiki.example/runbooks", "https://grafana.example/d"
+    files = _written(tmp_path, str(examples.SUPPORT), "--runbooks", f"{wiki}/", "--dashboards", grafana)
+    rule_file, page = files["collector/rules/alerts.yaml"], files["docs/runbooks/EventQueueGrows.md"]
+    (dashboard,) = (text for path, text in files.items() if path.endswith(".json"))
+
+    assert f"runbook_url: {wiki}/EventQueueGrows.md\n" in rule_file
+    assert f"dashboard_url: {grafana}/jeeves-own-support\n" in rule_file
+    assert f"<{grafana}/jeeves-own-support>" in page
+    assert f'"{wiki}/ToolErrorBudgetBurn.md"' in dashboard
+    assert [] == [path for path, text in files.items() if Links().runbooks in text or Links().dashboards in text]
+
+
+def test_packaged_objectives_are_written_by_name_with_links_of_a_user(tmp_path: Path) -> None:
+    """As `render` writes them, but for their heads and links; with the dashboards that their links lead to."""
+    files = _written(tmp_path, "collector", "--dashboards", "https://grafana.example/d")
+    own = yaml.safe_load(files["collector/rules/collector.yaml"])
+    urls = {rule["annotations"].pop("dashboard_url") for rule in own["groups"][0]["rules"]}
+    packaged = yaml.safe_load(rules.files(OBJECTIVES)["collector/rules/collector.yaml"])
+    for rule in packaged["groups"][0]["rules"]:
+        rule["annotations"].pop("dashboard_url")
+
+    assert packaged == own
+    assert {"https://grafana.example/d/jeeves-collector"} == urls
+    assert ["collector/grafana/dashboards/collector.json"] == [path for path in files if path.endswith(".json")]
+
+
+def test_one_alertmanager_serves_packaged_and_own_alerts(tmp_path: Path) -> None:
+    """What the packaged file silences is silenced beside what the user's own alerts say."""
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        _slo()
+        + _alert(
+            "severity: info\n    query: {rate: jeeves_interrupts_total}\n    above: 1\n    inhibited_by: {ToolErrorBudgetBurn: []}"
+        ),
+        encoding="utf-8",
+    )
+    written = yaml.safe_load(_written(tmp_path, str(own))["collector/alertmanager.yaml"])["inhibit_rules"]
+    packaged = yaml.safe_load(alertmanager.files(OBJECTIVES, routing.load())["collector/alertmanager.yaml"])
+
+    assert [] == [rule for rule in packaged["inhibit_rules"] if rule not in written]
+    assert [['alertname = "Own"']] == [
+        rule["target_matchers"] for rule in written if rule not in packaged["inhibit_rules"]
+    ]
+
+
+def test_a_name_that_is_no_file_is_told_from_the_packaged_ones() -> None:
+    """With exit code 2 and a way out."""
+    result = CliRunner().invoke(main, ["rules", "colector", "--into", "out"])
+
+    assert (2, True) == (result.exit_code, "did you mean `collector`?" in result.output)

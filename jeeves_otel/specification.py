@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turn ``data/objectives/*.yaml``, or files of a user, into objectives and alerts that the profile can keep, or into findings.
+
+In: YAML files and the registry whose metrics they speak of. Out: one `Objectives`, and a finding for whatever nobody
+promises, or could never happen. Nothing here imports OpenTelemetry.
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from jeeves_otel.documents import did_you_mean, read
+from jeeves_otel.objectives import SEVERITIES, Alert, Case, Links, Objectives, Runbook, Slo, Step, Tier
+from jeeves_otel.promql import families_of
+from jeeves_otel.queries import Duration, Level, Mean, Promql, Share, Slower, duration, read_query
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from jeeves_otel.documents import Finding, Node
+    from jeeves_otel.promql import Families
+    from jeeves_otel.registry import Registry
+
+FOLDER = Path(__file__).parent / "data" / "objectives"
+_ALERT_NAME = re.compile(r"[A-Z][A-Za-z0-9]+")
+_SLO_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_ALERT_KEYS = (
+    *("severity", "query", "window", "above", "below", "floor", "for", "keep_firing_for"),
+    *("summary", "description", "dashboard", "labels", "runbook", "cases", "always", "inhibited_by"),
+)
+_LABEL_PLACE = r" \$labels\.(\w+) "
+_VALUE_PLACE = r" \$value \| (\w+) "
+# Of Prometheus' functions in texts, those whose output the generated tests know.
+FUNCTIONS = ("humanize", "humanizeDuration", "humanizePercentage")
+_HEAD = re.compile(r"""^["']?(slos|alerts)["']?\s*:""", re.MULTILINE)
+_LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+_RESERVED_LABELS = ("alertname", "severity", "slo", "tier")
+_MOST_EVENTS = 10**9
+_NO_DURATION = Duration("", 0.0)
+
+
+def examine(
+    registry: Registry, files: Iterable[Path] = (), links: Links | None = None
+) -> tuple[Objectives, list[Finding]]:
+    """Return what could be read of the packaged objectives, or of *files*, and every finding, in reading order.
+
+    Args:
+        registry: The profiles that the queries speak of.
+        files: Objectives of a user, or some of the packaged ones, instead of all that are packaged.
+        links: Where runbooks and dashboards are to be found; in this project, unless it is said.
+    """
+    findings: list[Finding] = []
+    tiers = _read_tiers(findings)
+    slos: list[Slo] = []
+    alerts: list[Alert] = []
+    families = families_of(registry)
+    for path in tuple(files) or packaged().values():
+        reader = _File(families, tiers, {slo.name: slo for slo in slos}, links or Links())
+        found = reader.read(path)
+        slos += found.slos
+        alerts += found.alerts
+        findings += reader.findings
+    return Objectives(tuple(slos), tuple(alerts)), findings
+
+
+def packaged() -> dict[str, Path]:
+    """Return the packaged files of objectives and alerts by name."""
+    return {path.stem: path for path in sorted(FOLDER.glob("*.yaml")) if path.name != "tiers.yaml"}
+
+
+def own_page(file: str) -> str:
+    """Return the name of the dashboard that the objectives of a user's *file* get."""
+    return f"own-{re.sub('[^a-z0-9]+', '-', Path(file).stem.lower()).strip('-')}"
+
+
+def holds_objectives(path: str) -> bool:
+    """Return whether the file *path* says of itself that it holds objectives or alerts."""
+    return _HEAD.search(_text_of(Path(path))) is not None
+
+
+def profiles_of(files: Iterable[Path]) -> tuple[str, ...]:
+    """Return the profiles whose metrics *files* speak of, as they name them; ``jeeves`` where they name none."""
+    named = []
+    for file in files:
+        root, _ = read(_text_of(file), str(file))
+        profile = root.fields().get("profile")
+        name = profile.text() if profile is not None else "jeeves"
+        beside = file.parent / name
+        named.append(str(beside) if name.endswith((".yaml", ".yml")) and beside.is_file() else name)
+    return tuple(dict.fromkeys(named))
+
+
+def _text_of(path: Path) -> str:
+    """Return the text of the file at *path*, or an empty mapping; whoever reads it for good reports why."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return "{}"
+
+
+def _read_tiers(findings: list[Finding]) -> dict[str, Tier]:
+    path = FOLDER / "tiers.yaml"
+    root, document = read(path.read_text(encoding="utf-8"), path.name)
+    tiers = {name: _tier(name, node) for name, node in root.fields(("tiers",))["tiers"].fields().items()}
+    findings += document.findings
+    return tiers
+
+
+def _tier(name: str, node: Node) -> Tier:
+    known = ("severity", "burn", "long", "short", "floor", "keep_firing_for", "seen")
+    entry = node.fields(known, required=("severity", "burn", "long", "short", "floor"))
+    floor = entry["floor"].fields(("events", "bad"), required=("events", "bad"))
+    return Tier(
+        name=name,
+        severity=entry["severity"].choice(SEVERITIES),
+        burn=_decimal(entry["burn"]),
+        long=duration(entry["long"]),
+        short=duration(entry["short"]),
+        events=floor["events"].whole(_MOST_EVENTS),
+        bad=floor["bad"].whole(_MOST_EVENTS),
+        keep_firing_for=duration(entry["keep_firing_for"]) if "keep_firing_for" in entry else _NO_DURATION,
+        seen=_decimal(entry["seen"]) if "seen" in entry else Decimal(0),
+    )
+
+
+def _decimal(node: Node) -> Decimal:
+    """Return the number at *node* exactly as it is written."""
+    text = node.text()
+    try:
+        value = Decimal(text or "0")
+    except InvalidOperation:
+        value = Decimal("NaN")
+    if value.is_finite():
+        return value
+    node.report("not-a-number", f"`{text}` is not a number", "write a finite decimal, for example 99.5")
+    return Decimal(0)
+
+
+class _File:
+    """One file of objectives being read."""
+
+    def __init__(self, families: Families, tiers: dict[str, Tier], slos: dict[str, Slo], links: Links) -> None:
+        self.findings: list[Finding] = []
+        self._families = families
+        self._tiers = tiers
+        self._slos = slos
+        self._links = links
+        self._labels: Mapping[str, str] = {}
+        self._rules = "alerts"
+        self._dashboard = ""  # of what names none
+
+    def read(self, path: Path) -> Objectives:
+        """Return what the file at *path* promises."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            root, document = read("{}", str(path))
+            root.report("unreadable-file", f"it cannot be read ({type(error).__name__})", "check the path and rights")
+            self.findings += document.findings
+            return Objectives((), ())
+        is_own = not path.is_relative_to(FOLDER)
+        self._dashboard = own_page(path.name) if is_own else ""
+        root, document = read(text, str(path) if is_own else path.name)
+        top = root.fields(("profile", "rules", "labels", "slos", "alerts")) if not document.findings else {}
+        self._rules = top["rules"].text() if "rules" in top else self._rules
+        if not _SLO_NAME.fullmatch(self._rules) or self._rules == "slos":
+            top["rules"].report(
+                "rules-name", f"`{self._rules}` is not a name for a file", "use small letters; not slos"
+            )
+        self._labels = _own_labels(top.get("labels"))
+        for name, node in top["slos"].fields().items() if "slos" in top else ():
+            if name in self._slos:
+                node.report("duplicate-slo", f"{name} is promised already", "give it another name")
+            self._slos[name] = self._slo(name, node)
+        alerts = tuple(self._alert(*each) for each in top["alerts"].fields().items()) if "alerts" in top else ()
+        self.findings += document.findings
+        return Objectives(tuple(slo for slo in self._slos.values() if slo.where.file == root.where.file), alerts)
+
+    @property
+    def _records(self) -> frozenset[str]:
+        return frozenset(name for slo in self._slos.values() for name in slo.records)
+
+    def _slo(self, name: str, node: Node) -> Slo:
+        known = ("title", "meaning", "alert", "objective", "period", "sli", "tiers", "dashboard", "labels", "runbook")
+        entry = node.fields(known, required=("title", "alert", "objective", "sli", "runbook"))
+        if not _SLO_NAME.fullmatch(name):
+            node.report("slo-name", f"`{name}` is not a name", "use small letters, digits and underscores")
+        objective = _decimal(entry["objective"]) if "objective" in entry else Decimal(99)
+        if not 0 < objective < 100:  # noqa: PLR2004 - percent
+            entry["objective"].report("objective", f"{objective} % leaves no budget", "write percent, for example 99.5")
+            objective = Decimal(99)
+        alert = _alert_name(entry["alert"]) if "alert" in entry else ""
+        dashboard = entry["dashboard"].text() if "dashboard" in entry else self._dashboard
+        return Slo(
+            name=name,
+            title=entry["title"].text() if "title" in entry else "",
+            meaning=entry["meaning"].text() if "meaning" in entry else "",
+            alert=alert,
+            objective=objective,
+            period=duration(entry["period"]) if "period" in entry else Duration("30d", 2_592_000),
+            sli=self._sli(entry.get("sli")),
+            tiers=self._tiers_of(entry.get("tiers")),
+            dashboard=dashboard,
+            links=self._links.of(alert, dashboard),
+            labels=MappingProxyType({**self._labels, **_own_labels(entry.get("labels"))}),
+            runbook=self._runbook(entry.get("runbook")),
+            where=node.where,
+        )
+
+    def _sli(self, node: Node | None) -> Share | Slower:
+        query = read_query(node, self._families) if node is not None else None
+        if isinstance(query, Share | Slower) and not query.by:
+            return query
+        if node is not None:
+            node.report(
+                "not-an-sli", "an objective is about a share of all events", "write `share` or `slower`, no `by`"
+            )
+        return Share("", ())
+
+    def _tiers_of(self, node: Node | None) -> tuple[Tier, ...]:
+        """Return the tiers at *node*, or all there are."""
+        names = [each.choice(self._tiers) for each in node.items()] if node is not None else list(self._tiers)
+        return tuple(self._tiers[name] for name in names if name)
+
+    def _alert(self, name: str, node: Node) -> Alert:
+        entry = node.fields(_ALERT_KEYS, required=("severity", "query", "summary", "description", "runbook"))
+        if not _ALERT_NAME.fullmatch(name):
+            node.report("alert-name", f"`{name}` is not a name of an alert", "write it in CamelCase")
+        comparison, threshold = self._threshold(entry)
+        cases = entry["cases"].fields(("fires", "silent")) if "cases" in entry else {}
+        query = read_query(entry["query"], self._families, self._records) if "query" in entry else Promql("")
+        for key in ("summary", "description"):
+            if key in entry:
+                _judge_text(entry[key], (*query.by, "severity", *self._labels))
+        fires = tuple(_case(each) for each in cases["fires"].items()) if "fires" in cases else ()
+        for case in fires:
+            if missing := set(query.by) - set(case.labels):
+                hint = "add them to its `labels:`, with the values that its series have"
+                cases["fires"].report("missing-label", f"a case has no {', '.join(sorted(missing))}", hint)
+        always = entry["always"].truth() if "always" in entry else False
+        needed = {"fires"} if always else {"fires", "silent"}
+        if "query" in entry and isinstance(query, Promql | Level | Mean) and not needed <= set(cases):
+            node.report("untested-alert", f"{name} has no cases", "add `cases:` with `fires` and `silent`")
+        dashboard = entry["dashboard"].text() if "dashboard" in entry else self._dashboard
+        return Alert(
+            name=name,
+            severity=entry["severity"].choice(SEVERITIES) if "severity" in entry else "warning",
+            query=query,
+            window=duration(entry["window"]) if "window" in entry else Duration("5m", 300),
+            comparison=comparison,
+            threshold=threshold,
+            floor=entry["floor"].whole(_MOST_EVENTS) if "floor" in entry else 0,
+            for_=duration(entry["for"]) if "for" in entry else _NO_DURATION,
+            keep_firing_for=duration(entry["keep_firing_for"]) if "keep_firing_for" in entry else _NO_DURATION,
+            summary=entry["summary"].text() if "summary" in entry else "",
+            description=entry["description"].text() if "description" in entry else "",
+            dashboard=dashboard,
+            links=self._links.of(name, dashboard),
+            labels=MappingProxyType({**self._labels, **_own_labels(entry.get("labels"))}),
+            runbook=self._runbook(entry.get("runbook")),
+            fires=fires,
+            silent=tuple(_case(each) for each in cases["silent"].items()) if "silent" in cases else (),
+            always=always,
+            inhibited_by=_inhibited_by(entry.get("inhibited_by")),
+            file=self._rules,
+            where=node.where,
+        )
+
+    def _threshold(self, entry: dict[str, Node]) -> tuple[str, Decimal]:
+        """Return how the query is compared, and with what: a number, or the bound that an objective promises."""
+        for key, comparison in (("above", ">"), ("below", "<")):
+            if key not in entry:
+                continue
+            slo = self._slos.get(entry[key].text())
+            if slo is not None and isinstance(slo.sli, Slower):
+                return comparison, Decimal(str(slo.sli.than)).normalize()
+            return comparison, _decimal(entry[key])
+        return "", Decimal(0)
+
+    def _runbook(self, node: Node | None) -> Runbook:
+        if node is None:
+            return Runbook()
+        parts = ("impact", "diagnosis", "mitigation", "escalation")
+        entry = node.fields(parts, required=parts)
+        steps = []
+        for each in entry["diagnosis"].items() if "diagnosis" in entry else ():
+            step = each.fields(("say", "ask"), required=("say", "ask"))
+            if len(step) == 2:  # noqa: PLR2004 - both are there
+                steps.append(Step(step["say"].text(), read_query(step["ask"], self._families, self._records)))
+        return Runbook(
+            impact=entry["impact"].text() if "impact" in entry else "",
+            diagnosis=tuple(steps),
+            mitigation=entry["mitigation"].texts() if "mitigation" in entry else (),
+            escalation=entry["escalation"].text() if "escalation" in entry else "",
+        )
+
+
+def _texts(node: Node | None) -> dict[str, str]:
+    return {key: value.text() for key, value in node.fields().items()} if node is not None else {}
+
+
+def _own_labels(node: Node | None) -> dict[str, str]:
+    """Return the labels at *node*; those that alerts have anyway, and those that Prometheus refuses, are findings."""
+    own = {}
+    for name, each in node.fields().items() if node is not None else ():
+        if name in _RESERVED_LABELS:
+            each.report("reserved-label", f"`{name}` is set already", "give it another name; routing reads this one")
+        elif not _LABEL_NAME.fullmatch(name):
+            each.report("label-name", f"`{name}` is not a label", "use letters, digits and underscores, no digit first")
+        else:
+            own[name] = each.text()
+    return own
+
+
+def _alert_name(node: Node) -> str:
+    name = node.text()
+    if name and not _ALERT_NAME.fullmatch(name):
+        node.report("alert-name", f"`{name}` is not a name of an alert", "write it in CamelCase")
+    return name
+
+
+def _judge_text(node: Node, labels: tuple[str, ...]) -> None:
+    """Report what the text of an annotation asks that the alert does not have: it would be empty, at night."""
+    text = node.text()
+    for place in re.findall(r"\{\{(.*?)\}\}", text):
+        label, function = (re.fullmatch(pattern, place) for pattern in (_LABEL_PLACE, _VALUE_PLACE))
+        if label is not None and label[1] not in labels:
+            hint = f"put it into `by`, or {did_you_mean(label[1], labels)}"
+            node.report("unknown-label", f"the alert has no label `{label[1]}`", hint)
+        elif function is not None and function[1] not in FUNCTIONS:
+            node.report("unknown-function", f"`{function[1]}` cannot be tested", did_you_mean(function[1], FUNCTIONS))
+        elif label is None and function is None:
+            hint = "write {{ $labels.NAME }} or {{ $value | humanize }}, with these spaces"
+            node.report("unknown-template", f"`{{{{{place}}}}}` cannot be tested", hint)
+
+
+def _inhibited_by(node: Node | None) -> Mapping[str, tuple[str, ...]]:
+    """Return which alerts silence this one, and the labels in which they must agree."""
+    entries = node.fields() if node is not None else {}
+    return MappingProxyType({name: each.texts() for name, each in entries.items()})
+
+
+def _case(node: Node) -> Case:
+    entry = node.fields(("when", "series", "every", "begins", "after", "value", "labels"), required=("series",))
+    return Case(
+        when=entry["when"].text() if "when" in entry else "",
+        series=MappingProxyType(_texts(entry.get("series"))),
+        every=duration(entry["every"]) if "every" in entry else Duration("15s", 15),
+        begins=entry["begins"].whole(_MOST_EVENTS) if "begins" in entry else 0,
+        after=duration(entry["after"]) if "after" in entry else _NO_DURATION,
+        value=entry["value"].number() if "value" in entry else 1.0,
+        labels=MappingProxyType(_texts(entry.get("labels"))),
+    )

@@ -65,7 +65,7 @@ fire-drill: setup ## Let what objectives are about fail, and time how long it ta
 	@$(RUN) python -m jeeves_otel.demo.drill $(ARGS)
 
 .PHONY: previews
-previews: setup collector prometheus ## Draw every dashboard in an incident, with what Prometheus answers, into docs/images (about 1 min).
+previews: setup collector prometheus alertmanager ## Draw every dashboard in an incident, with what Prometheus answers, into docs/images (about 1 min).
 	@$(UV) run --locked --group previews python -m tests.integration.previews
 
 .PHONY: test

@@ -145,13 +145,15 @@ def _receiver(receiver: Receiver, routing: Routing) -> Entry:
 
 
 def _cases(objectives: Objectives, routing: Routing) -> Iterator[Entry]:
-    """Yield the labels of every alert there is, of those that others make, and who is told of it."""
+    """Yield the labels of every alert there is, of every route, and of those that others make, and who is told of it."""
     for slo in objectives.slos:
         for tier in slo.tiers:
             labels = {"alertname": slo.alert, "severity": tier.severity, "tier": tier.name, "slo": slo.name}
             yield _case({**labels, **slo.labels}, routing)
     for alert in objectives.alerts:
         yield _case(_labels(alert), routing)
+    for route in routing.routes:
+        yield _case(route.where, routing)
     for each in routing.silenced:
         yield _case(each.by, routing)
         yield _case(each.what, routing)

@@ -11,6 +11,7 @@ import itertools
 import json
 import re
 import time
+import urllib.request
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import StringIO
@@ -23,6 +24,8 @@ from rich.console import Console
 from jeeves_otel.demo import incidents, processes, stage
 from jeeves_otel.demo.parts import BUNDLE, clean_environment
 from jeeves_otel.demo.traffic import USERS_AT_ONCE, Step, scripts
+from jeeves_otel.generators import rules
+from tests import examples
 from tests.helpers import poll_until
 from tests.integration.backends import INVALID, Spans
 from tests.integration.collectors import Sidecar, counter, resource, send, span, spans
@@ -95,17 +98,18 @@ def substituted(expression: str, phase: Phase) -> str:
 
 
 def quick_rules(folder: Path) -> Path:
-    """Copy the shipped rules to *folder*, and return a pattern of the copies, in which every group keeps step with the rest.
+    """Copy the shipped rules, and those of the howto, to *folder*, and return a pattern of the copies, which all keep step.
 
     How much of a window was seen is asked every second instead of every five minutes, of which a test has none.
     """
     folder.mkdir()
-    for path in (BUNDLE / "rules").glob("*.yaml"):
-        text = re.sub(r"\[\w+:5m\]", "[5m:1s]", path.read_text(encoding="utf-8"))
-        document = yaml.safe_load(text)
+    shipped = {path.name: path.read_text(encoding="utf-8") for path in (BUNDLE / "rules").glob("*.yaml")}
+    own = {f"own-{path.rpartition('/')[2]}": text for path, text in rules.files(examples.PROMISED).items()}
+    for name, text in {**shipped, **own}.items():
+        document = yaml.safe_load(re.sub(r"\[\w+:5m\]", "[5m:1s]", text))
         for group in document["groups"]:
             group.pop("interval", None)
-        (folder / path.name).write_text(json.dumps(document), encoding="utf-8")
+        (folder / name).write_text(json.dumps(document), encoding="utf-8")
     return folder / "*.yaml"
 
 
@@ -161,14 +165,19 @@ def run(programs: Mapping[str, str], folder: Path) -> Iterator[Run]:
     with ExitStack() as stack:
         stack.callback(backend.stop)
         stack.enter_context(full.running())
-        rules = quick_rules(folder / "rules")
+        alertmanager = stack.enter_context(_failing_alertmanager(programs["alertmanager"], folder / "alertmanager"))
+        quick = quick_rules(folder / "rules")
         servers = {
             feed: stack.enter_context(
                 _prometheus(
                     programs["prometheus"],
                     folder / feed,
-                    {"otelcol": [own, full.own], **(jobs if feed == "scraped" else {})},
-                    rules,
+                    {
+                        "otelcol": [own, full.own],
+                        "alertmanager": [alertmanager],
+                        **(jobs if feed == "scraped" else {}),
+                    },
+                    quick,
                 )
             )
             for feed in FEEDS
@@ -188,7 +197,7 @@ def run(programs: Mapping[str, str], folder: Path) -> Iterator[Run]:
         healthy = Phase(began, time.time())
         backend.behave(INVALID)
         _lose(sidecar, full)
-        stack.enter_context(_something_is_wrong(demo, endpoint, unwell))
+        stack.enter_context(_something_is_wrong(demo, endpoint, unwell, alertmanager))
         incident = Phase(healthy.ended, time.time())
         found = Run(servers, {HEALTHY: healthy, INCIDENT: incident})
         for server in servers.values():
@@ -208,6 +217,36 @@ def _full(program: str, folder: Path) -> Sidecar:
         COLLECTOR_TRACES_ENDPOINT=nobody,
         COLLECTOR_REMOTE_WRITE_URL=f"http://{nobody}/api/v1/write",
     )
+
+
+@contextmanager
+def _failing_alertmanager(program: str, folder: Path) -> Iterator[int]:
+    """Run *program* with the routes of the bundle and receivers that refuse; yield its port."""
+    folder.mkdir()
+    port = free_port()
+    configuration = yaml.safe_load((BUNDLE / "alertmanager.yaml").read_text(encoding="utf-8"))
+    nobody = {"webhook_configs": [{"url": f"http://127.0.0.1:{port}/nowhere"}]}  # 404, which is not tried again
+    configuration["receivers"] = [{**receiver, **nobody} for receiver in configuration["receivers"]]
+    configuration["route"]["group_wait"] = "0s"
+    (folder / "alertmanager.yaml").write_text(json.dumps(configuration), encoding="utf-8")
+    command = [
+        program,
+        f"--config.file={folder / 'alertmanager.yaml'}",
+        f"--storage.path={folder / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--cluster.listen-address=",
+    ]
+    with processes.running("Alertmanager", command, clean_environment(), folder / "log") as child:
+        child.wait_until_answering(f"http://127.0.0.1:{port}/-/ready")
+        yield port
+
+
+def _tell(alertmanager: int) -> None:
+    """Send an alert of which nobody can be told."""
+    body = json.dumps([{"labels": {"alertname": "Rehearsal", "severity": "warning"}}]).encode()
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"http://127.0.0.1:{alertmanager}/api/v2/alerts", body, headers)
+    urllib.request.urlopen(request, timeout=10).close()
 
 
 def _lose(sidecar: Sidecar, full: Sidecar) -> None:
@@ -233,7 +272,7 @@ def _has_seen(server: Prometheus, moment: float) -> bool:
 
 
 @contextmanager
-def _something_is_wrong(demo: stage.Stage, endpoint: str, port: int) -> Iterator[None]:
+def _something_is_wrong(demo: stage.Stage, endpoint: str, port: int, alertmanager: int) -> Iterator[None]:
     """Have one incident after the other, and leave an application running whose telemetry is unwell, and its spans lost."""
     with launched(
         "unwell.py",
@@ -248,6 +287,7 @@ def _something_is_wrong(demo: stage.Stage, endpoint: str, port: int) -> Iterator
         with incidents.incident(incidents.SLOW, demo):
             # One question of each; all of them would take a minute.
             _ask(demo, [steps[:2] for steps in scripts(0, REQUESTS)[1:USERS_AT_ONCE]])
+        _tell(alertmanager)
         with incidents.incident(incidents.DATABASE, demo):
             _send(demo, UNWELL_S)
         with incidents.incident(incidents.LLM, demo):

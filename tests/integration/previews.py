@@ -45,7 +45,7 @@ _UNITS = {"percentunit": (100, " %"), "s": (1, " s"), "reqps": (1, " /s"), "ops"
 
 def main() -> None:
     """Play the demo once, and draw every dashboard."""
-    programs = {part: parts.program(part, print) for part in ("collector", "prometheus")}
+    programs = {part: parts.program(part, print) for part in ("collector", "prometheus", "alertmanager")}
     promised, _ = specification.examine(load())
     pages, _ = examine(families_of(load()), promised)
     IMAGES.mkdir(exist_ok=True)

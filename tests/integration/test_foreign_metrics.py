@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What rules and dashboards ask of metrics of others is what Collector and Prometheus have, as they run."""
+"""What rules and dashboards ask of metrics of others is what Collector, Prometheus and Alertmanager have, as they run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LEAST = 1_048_576  # bytes that a queue must hold: one batch
 
 
 def _of_the_stack(folder: Path, wanted: set[str]) -> Samples:
-    """Return what Collector and Prometheus say after spans, and points in time and as deltas, as soon as *wanted* is there."""
+    """Return what Collector and Alertmanager say after spans, and points in time and as deltas, as soon as *wanted* is there."""
     programs = {part: parts.cached(part) or pytest.skip(f"make {part}") for part in parts.PARTS}
     ports = parts.Ports.free()
     now = int(time.time() * 1_000)
@@ -42,7 +42,7 @@ def _of_the_stack(folder: Path, wanted: set[str]) -> Samples:
         for message in (spans(of, span(1)), counter(of, "fine", 1, now, now - 1_000), delta):
             send(SimpleNamespace(http=ports.otlp_http), message)  # type: ignore[arg-type]  # its port is enough
         poll_until(lambda: wanted <= {name for name, _ in _page(ports.own_metrics)}, "all that it has to say")
-        return _page(ports.own_metrics)
+        return {**_page(ports.own_metrics), **_page(ports.alertmanager)}
 
 
 def _of_full_queues(folder: Path, wanted: set[str]) -> Samples:

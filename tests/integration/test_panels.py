@@ -16,6 +16,7 @@ from jeeves_otel.demo.parts import cached
 from jeeves_otel.generators import dashboards as generated, runbooks
 from jeeves_otel.promql import families_of
 from jeeves_otel.registry import load
+from tests import examples
 from tests.integration import pint
 from tests.integration.panel_feeds import FEEDS, HEALTHY, INCIDENT, Run, run as played
 
@@ -27,16 +28,17 @@ if TYPE_CHECKING:
     from jeeves_otel.queries import Query
 
 PINT = cached("pint") or ""
-PROGRAMS = {part: cached(part) for part in ("collector", "prometheus")}
+PROGRAMS = {part: cached(part) for part in ("collector", "prometheus", "alertmanager")}
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.slow,
-    pytest.mark.skipif(None in PROGRAMS.values(), reason="a part is not built: make collector prometheus"),
+    pytest.mark.skipif(None in PROGRAMS.values(), reason="a part is not built: make collector prometheus alertmanager"),
 ]
 
 REGISTRY = load()
 PROMISED, _ = specification.examine(REGISTRY)
-DASHBOARDS, _ = examine(families_of(REGISTRY), PROMISED)
+PACKAGED, _ = examine(families_of(REGISTRY), PROMISED)
+DASHBOARDS = (*PACKAGED, examples.DASHBOARD)
 PANELS: dict[str, tuple[Panel, dict[str, Any]]] = {
     f"{dashboard.name}: {panel.title}": (panel, rendered)
     for dashboard in DASHBOARDS
@@ -166,7 +168,9 @@ def test_every_metric_that_a_rule_asks_exists(feed: str, run: Run) -> None:
     asked = {
         name
         for rule in rules
-        for name in re.findall(r"\b(?:jeeves|otelcol|process|slo)[\w:]+(?=[{\[)\s]|$)", rule["query"])
+        for name in re.findall(
+            r"\b(?:alertmanager|jeeves|otelcol|process|prometheus|slo)[\w:]+(?=[{\[)\s]|$)", rule["query"]
+        )
     }
 
     assert len(asked) > len(names & set(PROMISED.records))

@@ -12,7 +12,7 @@ rule {
 rule {
   match {
     kind = "alerting"
-    name = "Collector.+|RuleEvaluationFailing"
+    name = "Collector.+|RuleEvaluationFailing|NotificationsFailing"
   }
   # Counters of failures are born at the first one, which increase() does not see. So these alerts also ask whether there
   # is a counter now that was not there before, and that is a direct read.

@@ -189,6 +189,7 @@ def _alertmanager(folder: Path, *, broken: str = "") -> Iterator[Alertmanager]:
     # A tenth of a wait, and of repetition a thirtieth.
     for key, shipped, short in (
         ("group_wait", "10s", "1s"),
+        ("group_wait", "5s", "500ms"),
         ("group_interval", "1m", "2s"),
         ("group_interval", "15s", "1s"),
         ("repeat_interval", "1m", "2s"),

@@ -23,6 +23,7 @@ from jeeves_otel.demo import parts
 from jeeves_otel.generators import dashboards as generated
 from jeeves_otel.promql import families_of
 from jeeves_otel.registry import load
+from tests import examples
 from tests.integration.panel_feeds import HEALTHY, INCIDENT, INTERVAL_S, Phase, Run, run as played
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def main() -> None:
             phases = run.phases
             whole = Phase(phases[HEALTHY].began, phases[INCIDENT].ended)
             seen = Run(run.feeds, {**phases, WHOLE: whole})
-            for dashboard in pages:
+            for dashboard in (*pages, examples.DASHBOARD):
                 path = IMAGES / f"{dashboard.name}.png"
                 draw(generated.page(dashboard), seen, path)
                 print(path.relative_to(IMAGES.parents[1]))
@@ -74,7 +75,7 @@ def draw(page: Json, run: Run, path: Path) -> None:
         if panel["type"] == "row":
             figure.text(0.01, 1 - (top + 0.8) / rows, panel["title"], fontsize=11, color="#444444")
             continue
-        place = (at["x"] / 24 + 0.033, 1 - (top + at["h"] - 1.9) / rows, at["w"] / 24 - 0.043, (at["h"] - 3.1) / rows)
+        place = (at["x"] / 24 + 0.043, 1 - (top + at["h"] - 1.9) / rows, at["w"] / 24 - 0.053, (at["h"] - 3.1) / rows)
         card = (at["x"] / 24 + 0.003, 1 - (top + at["h"] - 0.1) / rows, at["w"] / 24 - 0.006, (at["h"] - 0.2) / rows)
         figure.add_artist(Rectangle(card[:2], *card[2:], color="white", zorder=-1))
         axes = figure.add_axes(place)

@@ -87,6 +87,7 @@ class Slo:
     links: Mapping[str, str]  # annotations
     labels: Mapping[str, str]
     runbook: Runbook
+    file: str  # name of the rule file that it stands in
     where: Place
 
     @property

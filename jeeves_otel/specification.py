@@ -150,7 +150,7 @@ class _File:
         self._slos = slos
         self._links = links
         self._labels: Mapping[str, str] = {}
-        self._rules = "alerts"
+        self._rules = ""  # name of the rule file for alerts
         self._dashboard = ""  # of what names none
 
     def read(self, path: Path) -> Objectives:
@@ -164,13 +164,10 @@ class _File:
             return Objectives((), ())
         is_own = not path.is_relative_to(FOLDER)
         self._dashboard = own_page(path.name) if is_own else ""
+        self._rules = own_page(path.name) if is_own else "alerts"
         root, document = read(text, str(path) if is_own else path.name)
         top = root.fields(("profile", "rules", "labels", "slos", "alerts")) if not document.findings else {}
-        self._rules = top["rules"].text() if "rules" in top else self._rules
-        if not _SLO_NAME.fullmatch(self._rules) or self._rules == "slos":
-            top["rules"].report(
-                "rules-name", f"`{self._rules}` is not a name for a file", "use small letters; not slos"
-            )
+        self._name_rules(top.get("rules"), is_own=is_own)
         self._labels = _own_labels(top.get("labels"))
         for name, node in top["slos"].fields().items() if "slos" in top else ():
             if name in self._slos:
@@ -179,6 +176,22 @@ class _File:
         alerts = tuple(self._alert(*each) for each in top["alerts"].fields().items()) if "alerts" in top else ()
         self.findings += document.findings
         return Objectives(tuple(slo for slo in self._slos.values() if slo.where.file == root.where.file), alerts)
+
+    def _name_rules(self, node: Node | None, *, is_own: bool) -> None:
+        """Take the name at *node* for the rule file of alerts, which is not that of a packaged one in the same folder."""
+        if node is None:
+            return
+        name = node.text()
+        taken = {"slos", *(("alerts", *packaged()) if is_own else ())}
+        if not _SLO_NAME.fullmatch(name) or name in taken:
+            hint = f"use small letters, digits and underscores; not {', '.join(sorted(taken))}"
+            node.report("rules-name", f"`{name}` is not a name for a file of one's own", hint)
+        self._rules = name
+
+    @property
+    def _slo_rules(self) -> str:
+        """The name of the rule file for objectives, beside that for alerts."""
+        return "slos" if not self._dashboard else f"{self._rules}-slos"
 
     @property
     def _records(self) -> frozenset[str]:
@@ -208,6 +221,7 @@ class _File:
             links=self._links.of(alert, dashboard),
             labels=MappingProxyType({**self._labels, **_own_labels(entry.get("labels"))}),
             runbook=self._runbook(entry.get("runbook")),
+            file=self._slo_rules,
             where=node.where,
         )
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turn objectives and alerts into rule files for Prometheus: recording rules first, then what alerts on them.
 
-In: `Objectives`. Out: ``collector/rules/*.yaml``: objectives, and alerts by the file that they name. All objectives share a group, so that an alert sees what was recorded
-in the same evaluation, and records have one name with the label ``slo``, so that one panel shows every objective.
-Windows of days are a group of their own, asked less often: each evaluation reads all of their samples.
+In: `Objectives`. Out: ``collector/rules/*.yaml``, by the files that objectives and alerts name. The objectives of a file
+share a group, so that an alert sees what was recorded in the same evaluation, and records have one name with the label
+``slo``, so that one panel shows every objective. Windows of days are a group of their own, asked less often: each
+evaluation reads all of their samples.
 """
 
 from __future__ import annotations
@@ -36,25 +37,26 @@ _HEADER = """# Generated from jeeves_otel/data/objectives and the profile by `je
 
 def files(objectives: Objectives) -> dict[str, str]:
     """Return the rule files, ``{path: text}``, paths relative to the project's root."""
+    slos, alerts = (dict.fromkeys(each.file for each in promised) for promised in (objectives.slos, objectives.alerts))
     groups = {
-        "slos": [
-            group("slos", [rule for slo in objectives.slos for rule in (*records(slo), *burn_alerts(slo))]),
-            group(
-                "slos-long",
-                [rule for slo in objectives.slos for rule in (*records(slo, long=True), *burn_alerts(slo, long=True))],
-                _LONG_INTERVAL,
-            ),
-        ],
+        **{name: _groups_of([slo for slo in objectives.slos if slo.file == name], name) for name in slos},
         **{
             name: [group(name, [symptom_alert(alert) for alert in objectives.alerts if alert.file == name])]
-            for name in dict.fromkeys(alert.file for alert in objectives.alerts)
+            for name in alerts
         },
     }
-    return {
-        f"collector/rules/{name}.yaml": document({"groups": found})
-        for name, found in groups.items()
-        if any(each["rules"] for each in found)
-    }
+    return {f"collector/rules/{name}.yaml": document({"groups": found}) for name, found in groups.items()}
+
+
+def _groups_of(slos: list[Slo], name: str) -> list[Rule]:
+    return [
+        group(name, [rule for slo in slos for rule in (*records(slo), *burn_alerts(slo))]),
+        group(
+            f"{name}-long",
+            [rule for slo in slos for rule in (*records(slo, long=True), *burn_alerts(slo, long=True))],
+            _LONG_INTERVAL,
+        ),
+    ]
 
 
 def group(name: str, rules: list[Rule], interval: str = "") -> Rule:

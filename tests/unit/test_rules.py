@@ -161,7 +161,7 @@ def test_an_objective_of_a_user_gives_its_rules_and_their_tests(tmp_path: Path) 
     found, findings = _own(_slo(), tmp_path)
     names = [
         rule.get("alert")
-        for group in yaml.safe_load(rules.files(found)["collector/rules/slos.yaml"])["groups"]
+        for group in yaml.safe_load(rules.files(found)["collector/rules/own-own-slos.yaml"])["groups"]
         for rule in group["rules"]
     ]
 
@@ -177,7 +177,7 @@ def test_a_user_may_have_alerts_and_no_objective(tmp_path: Path) -> None:
     found, findings = _own(_alert("severity: info\n    query: {rate: jeeves_interrupts_total}\n    above: 1"), tmp_path)
 
     assert [] == findings
-    assert {"collector/rules/alerts.yaml"} == set(rules.files(found))
+    assert {"collector/rules/own-own.yaml"} == set(rules.files(found))
     assert {"tests/rules/alerts.yaml"} == set(rule_tests.files(found, families_of(REGISTRY)))
 
 
@@ -347,16 +347,19 @@ def test_the_command_replaces_what_it_has_written_and_nothing_else(tmp_path: Pat
     """A page that somebody has written by hand stays, and so does everything beside it."""
     own, out = examples.SUPPORT, tmp_path / "out"
     first, again = (CliRunner().invoke(main, ["rules", str(own), "--into", str(out)]) for _ in range(2))
-    rule_file = (out / "collector/rules/slos.yaml").read_text(encoding="utf-8")
+    rule_file = (out / "collector/rules/own-support-slos.yaml").read_text(encoding="utf-8")
     mine = out / "docs/runbooks/README.md"
     mine.write_text("mine\n", encoding="utf-8")
-    (out / "collector/rules/slos.yaml").unlink()
+    (out / "collector/rules/own-support-slos.yaml").unlink()
     refused = CliRunner().invoke(main, ["rules", str(own), "--into", str(out)])
 
     assert (0, 0, 1) == (first.exit_code, again.exit_code, refused.exit_code)
     assert rule_file.startswith(f"# Generated from {own} by `jeeves-otel rules`.\n")
     assert f"{mine} is not from this command" in refused.output
-    assert ("mine\n", False) == (mine.read_text(encoding="utf-8"), (out / "collector/rules/slos.yaml").exists())
+    assert ("mine\n", False) == (
+        mine.read_text(encoding="utf-8"),
+        (out / "collector/rules/own-support-slos.yaml").exists(),
+    )
 
 
 @pytest.mark.parametrize(
@@ -394,7 +397,7 @@ def test_links_lead_to_where_a_user_has_the_pages(tmp_path: Path) -> None:
     """In rules, tests, runbooks and dashboards; nothing of this project is left."""
     wiki, grafana = "https://wiki.example/runbooks", "https://grafana.example/d"
     files = _written(tmp_path, str(examples.SUPPORT), "--runbooks", f"{wiki}/", "--dashboards", grafana)
-    rule_file, page = files["collector/rules/alerts.yaml"], files["docs/runbooks/EventQueueGrows.md"]
+    rule_file, page = files["collector/rules/own-support.yaml"], files["docs/runbooks/EventQueueGrows.md"]
     (dashboard,) = (text for path, text in files.items() if path.endswith(".json"))
 
     assert f"runbook_url: {wiki}/EventQueueGrows.md\n" in rule_file

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The public surface: names, entry points, and what importing them costs."""
+"""The public surface: names, entry points, what importing them costs; and the layers below, as they are drawn."""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import jeeves_otel
 
+ROOT = Path(__file__).parents[2]
 PUBLIC = [
     "agent", "current_llm_call", "interrupt", "llm_call", "orchestration", "pipeline", "record_agent",
     "record_critic_decision", "record_db_operation", "record_error", "record_feature_usage", "record_health",
@@ -48,3 +52,14 @@ def test_entry_points_are_named_jeeves_and_load() -> None:
 def test_no_other_distribution_is_installed_beside_ours() -> None:
     """Two distributions would take turns: opentelemetry-distro is not among our dependencies."""
     assert [entry.name for entry in entry_points(group="opentelemetry_distro")] == ["jeeves"]
+
+
+def test_the_page_about_architecture_draws_the_layers_that_the_linter_keeps() -> None:
+    """A module that was placed is drawn."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    drawn = [block.replace(" · ", " : ").splitlines() for block in re.findall(r"```\n(.*?)```", page, re.DOTALL)]
+
+    assert contracts[0]["layers"] in drawn

@@ -118,7 +118,7 @@ def rules(names: tuple[str, ...], into: str, runbooks: str | None, pages: str | 
     source = f"Generated from {', '.join(names)} {_OWN}"
     targets = {
         Path(into) / path: _signed(text, source if not path.endswith(".json") else json.dumps(source)[1:-1])
-        for path, text in _written_for_own(files, registry, promised, links).items()
+        for path, text in _rendered_for_own(files, registry, promised, links).items()
     }
     taken = [
         path for path in targets if path.is_file() and _OWN not in path.read_text(encoding="utf-8", errors="replace")
@@ -204,22 +204,19 @@ def _file_of_objectives(name: str) -> Path:
     return Path(name) if Path(name).is_file() else packaged[name]
 
 
-def _written_for_own(files: Sequence[Path], registry: Registry, promised: Objectives, links: Links) -> dict[str, str]:
+def _rendered_for_own(files: Sequence[Path], registry: Registry, promised: Objectives, links: Links) -> dict[str, str]:
     """Return everything that is made of the objectives in *files*, ``{path: text}``."""
-    families = families_of(registry)
-    own = {specification.own_page(file.name): file for file in files if file not in specification.packaged().values()}
-    pages = [dashboards.of_own(page, file.stem, promised.of_files([str(file)])) for page, file in own.items()]
+    packaged = [file for file in files if file in specification.packaged().values()]
+    own: dict[str, list[Path]] = {}  # files of one name share a dashboard, as they share a rule file
+    for file in files:
+        if file not in packaged:
+            own.setdefault(specification.own_page(file.name), []).append(file)
+    pages = [dashboards.of_own(page, of[0].stem, promised.of_files(map(str, of))) for page, of in own.items()]
     everything, _ = specification.examine(registry, specification.packaged().values(), links)
-    named = {slo.dashboard for slo in promised.slos} | {alert.dashboard for alert in promised.alerts}
-    pages += [page for page in dashboards.examine(families, everything)[0] if page.name in named]
-    return {
-        **generators.rules.files(promised),
-        **generators.rule_tests.files(promised, families),
-        **generators.runbooks.files(promised),
-        **generators.dashboards.files(pages),
-        # One Alertmanager serves the packaged ones, too.
-        **generators.alertmanager.files(promised.with_others(everything), routing.load()),
-    }
+    if packaged:
+        named = promised.of_files(file.name for file in packaged).dashboards
+        pages += [page for page in dashboards.examine(families_of(registry), everything)[0] if page.name in named]
+    return generators.render_own(registry, promised, pages, everything)
 
 
 def _signed(text: str, source: str) -> str:

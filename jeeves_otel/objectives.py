@@ -186,6 +186,11 @@ class Objectives:
         named = [*((slo.alert, slo.links) for slo in self.slos), *((alert.name, alert.links) for alert in self.alerts)]
         return {name: links["runbook_url"] for name, links in named}
 
+    @property
+    def dashboards(self) -> frozenset[str]:
+        """Names of the dashboards to which alerts lead."""
+        return frozenset(each.dashboard for promised in (self.slos, self.alerts) for each in promised)
+
     def of_files(self, files: Iterable[str]) -> Objectives:
         """Return those that were read from *files*."""
         wanted = frozenset(files)

@@ -62,6 +62,26 @@ def render(
     return files
 
 
+def render_own(
+    registry: Registry, objectives: Objectives, pages: Sequence[Dashboard], packaged: Objectives
+) -> dict[str, str]:
+    """Return every file that is made of a user's *objectives*, ``{path: text}``, paths relative to a folder of theirs.
+
+    Args:
+        registry: The profiles that they speak of.
+        objectives: What is promised, and when somebody is told.
+        pages: The dashboards.
+        packaged: The packaged objectives, which the same Alertmanager serves.
+    """
+    return {
+        **rules.files(objectives),
+        **rule_tests.files(objectives, families_of(registry)),
+        **runbooks.files(objectives),
+        **dashboards.files(pages),
+        **alertmanager.files(objectives.with_others(packaged), routing.load()),
+    }
+
+
 def stale(files: Mapping[str, str], root: Path) -> dict[str, str]:
     """Return ``{path: unified diff}`` for every file below *root* that differs from what would be rendered, or is left over."""
     diffs = dict.fromkeys(left_over(files, root), "nothing renders it any more\n")

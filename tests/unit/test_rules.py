@@ -445,3 +445,19 @@ def test_a_name_that_is_no_file_is_told_from_the_packaged_ones() -> None:
     result = CliRunner().invoke(main, ["rules", "colector", "--into", "out"])
 
     assert (2, True) == (result.exit_code, "did you mean `collector`?" in result.output)
+
+
+def test_files_of_one_name_in_two_folders_share_what_is_written(tmp_path: Path) -> None:
+    """Nothing of either is lost."""
+    one, other = tmp_path / "a" / "team.yaml", tmp_path / "b" / "team.yaml"
+    for path, text in (
+        (one, _slo()),
+        (other, _alert("severity: info\n    query: {rate: jeeves_interrupts_total}\n    above: 1")),
+    ):
+        path.parent.mkdir()
+        path.write_text(text, encoding="utf-8")
+    files = _written(tmp_path, str(one), str(other))
+    page = json.loads(files["collector/grafana/dashboards/own-team.json"])
+
+    assert {"collector/rules/own-team.yaml", "collector/rules/own-team-slos.yaml"} < set(files)
+    assert ["Tools", "Own"] == [panel["title"] for panel in page["panels"] if panel["type"] == "row"]

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jeeves_otel import checks, dashboards, generators, plausibility, routing, specification
+from jeeves_otel import checks, dashboards, generators, plausibility, specification
 from jeeves_otel.content import holds_rules, read_rules
 from jeeves_otel.demo.incidents import KINDS as INCIDENTS
 from jeeves_otel.documents import Finding, Level, did_you_mean

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from jeeves_otel.generators import dashboards
+from tests import examples
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -46,8 +49,9 @@ def _compile(pages: dict[str, Page], folder: Path) -> dict[str, list[str]]:
 
 
 def test_the_dashboards_are_dashboards_of_grafana(tmp_path: Path) -> None:
-    """Of the version that compose.yaml starts."""
+    """Of the version that compose.yaml starts; those of a user's own objectives, too."""
     pages = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in FILES}
+    pages[examples.DASHBOARD.name] = dashboards.page(examples.DASHBOARD)
     (version,) = re.findall(r"grafana/grafana:(\S+)", (ROOT / "compose.yaml").read_text(encoding="utf-8"))
 
     assert version == json.loads((TYPES / "package.json").read_text())["devDependencies"]["@grafana/schema"]

@@ -8,6 +8,7 @@ promises, or could never happen. Nothing here imports OpenTelemetry.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from types import MappingProxyType
@@ -113,18 +114,36 @@ def _read_tiers(findings: list[Finding]) -> dict[str, Tier]:
 def _tier(name: str, node: Node) -> Tier:
     known = ("severity", "burn", "long", "short", "floor", "keep_firing_for", "seen")
     entry = node.fields(known, required=("severity", "burn", "long", "short", "floor"))
-    floor = entry["floor"].fields(("events", "bad"), required=("events", "bad"))
+    events, bad = _floor(entry["floor"])
     return Tier(
         name=name,
         severity=entry["severity"].choice(SEVERITIES),
         burn=_decimal(entry["burn"]),
         long=duration(entry["long"]),
         short=duration(entry["short"]),
-        events=floor["events"].whole(_MOST_EVENTS),
-        bad=floor["bad"].whole(_MOST_EVENTS),
+        events=events,
+        bad=bad,
         keep_firing_for=duration(entry["keep_firing_for"]) if "keep_firing_for" in entry else _NO_DURATION,
         seen=_decimal(entry["seen"]) if "seen" in entry else Decimal(0),
     )
+
+
+def _floor(node: Node) -> tuple[int, int]:
+    """Return how many events there must be, and how many of them bad."""
+    floor = node.fields(("events", "bad"), required=("events", "bad"))
+    events, bad = (floor[key].whole(_MOST_EVENTS) if key in floor else 1 for key in ("events", "bad"))
+    if bad > events:
+        node.report("floor", f"of {events} events no {bad} are bad", "let `events` be the larger one")
+    return events, bad
+
+
+def _with_floor(tier: Tier, node: Node) -> Tier:
+    """Return *tier* with the floor at *node*, or as it is where that is empty."""
+    entry = {} if node.is_null else node.fields(("floor",))
+    if "floor" not in entry:
+        return tier
+    events, bad = _floor(entry["floor"])
+    return replace(tier, events=events, bad=bad)
 
 
 def _decimal(node: Node) -> Decimal:
@@ -236,7 +255,9 @@ class _File:
         return Share("", ())
 
     def _tiers_of(self, node: Node | None) -> tuple[Tier, ...]:
-        """Return the tiers at *node*, or all there are."""
+        """Return the tiers at *node*: all there are, those that a list names, or those of a mapping with floors of its own."""
+        if node is not None and node.is_mapping:
+            return tuple(_with_floor(self._tiers[name], each) for name, each in node.fields(self._tiers).items())
         names = [each.choice(self._tiers) for each in node.items()] if node is not None else list(self._tiers)
         return tuple(self._tiers[name] for name in names if name)
 

@@ -461,3 +461,12 @@ def test_files_of_one_name_in_two_folders_share_what_is_written(tmp_path: Path) 
 
     assert {"collector/rules/own-team.yaml", "collector/rules/own-team-slos.yaml"} < set(files)
     assert ["Tools", "Own"] == [panel["title"] for panel in page["panels"] if panel["type"] == "row"]
+
+
+def test_a_service_with_little_traffic_has_floors_of_its_own(tmp_path: Path) -> None:
+    """Of the tiers that name them; the others keep theirs."""
+    found, findings = _own(f"{_slo()}    tiers: {{outage: {{floor: {{events: 4, bad: 3}}}}, fast: {{}}}}\n", tmp_path)
+    outage, fast = (rule["expr"] for rule in rules.burn_alerts(found.slos[0]))
+
+    assert [] == findings
+    assert [["3", "4"], ["5", "20"]] == [re.findall(r">= (\d+)", expression) for expression in (outage, fast)]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from jeeves_otel.documents import Place, did_you_mean, read
 from jeeves_otel.promql import families_of
-from jeeves_otel.queries import Duration, Level, Mean, Promql, Share, Slower, duration, read_query
+from jeeves_otel.queries import Duration, Level, Mean, Promql, Rises, Share, Slower, duration, read_query
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -132,7 +132,8 @@ class Slo:
 class Case:
     """What a rule is tested with: ``{series: value or promtool's notation}``, one sample per step of *every*.
 
-    The alert fires *after* so long, counted from the step at which it *begins*, and shows *value*.
+    The alert fires *after* so long, counted from the step at which it *begins*, and shows *value*; so long after the same
+    step it is *over*.
     """
 
     when: str
@@ -140,6 +141,7 @@ class Case:
     every: Duration
     begins: int
     after: Duration
+    over: Duration
     value: float
     labels: Mapping[str, str]
 
@@ -381,8 +383,12 @@ class _File:
                 cases["fires"].report("missing-label", f"a case has no {', '.join(sorted(missing))}", hint)
         always = entry["always"].truth() if "always" in entry else False
         needed = {"fires"} if always else {"fires", "silent"}
-        if "query" in entry and isinstance(query, Promql | Level | Mean) and not needed <= set(cases):
+        written_out = isinstance(query, Promql | Level | Mean) or (comparison == "<" and not isinstance(query, Rises))
+        if "query" in entry and written_out and not needed <= set(cases):
             node.report("untested-alert", f"{name} has no cases", "add `cases:` with `fires` and `silent`")
+        if fires and not always and not any(case.over.text for case in fires):
+            hint = "let what it fires at end in its `series:`, and add `over: …`, so long after it begins"
+            cases["fires"].report("no-end", f"no case says when {name} is over", hint)
         return Alert(
             name=name,
             severity=entry["severity"].choice(SEVERITIES) if "severity" in entry else "warning",
@@ -485,13 +491,15 @@ def _judge_text(node: Node, labels: tuple[str, ...]) -> None:
 
 
 def _case(node: Node) -> Case:
-    entry = node.fields(("when", "series", "every", "begins", "after", "value", "labels"), required=("series",))
+    known = ("when", "series", "every", "begins", "after", "over", "value", "labels")
+    entry = node.fields(known, required=("series",))
     return Case(
         when=entry["when"].text() if "when" in entry else "",
         series=MappingProxyType(_texts(entry.get("series"))),
         every=duration(entry["every"]) if "every" in entry else Duration("15s", 15),
         begins=entry["begins"].whole(_MOST_EVENTS) if "begins" in entry else 0,
         after=duration(entry["after"]) if "after" in entry else _NO_DURATION,
+        over=duration(entry["over"]) if "over" in entry else _NO_DURATION,
         value=entry["value"].number() if "value" in entry else 1.0,
         labels=MappingProxyType(_texts(entry.get("labels"))),
     )

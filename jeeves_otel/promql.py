@@ -122,7 +122,7 @@ def _judge_selector(
     name = selector.name or ""
     if name in records or name in {"ALERTS", "up"}:
         return
-    family = _family(name, families)
+    family = family_of(name, families)
     if family is None:
         hint = did_you_mean(name, [*families, *records])
         yield Finding("unknown-metric", where, f"nobody promises `{name}`", hint)
@@ -151,7 +151,8 @@ def _judge_matcher(matcher: promql_parser.Matcher, family: Family, where: Place)
         yield Finding("unknown-value", where, f"{label} of {family.name} is never `{value}`", hint)
 
 
-def _family(name: str, families: Families) -> Family | None:
+def family_of(name: str, families: Families) -> Family | None:
+    """Return the family whose series are called *name*, which may be a part of a histogram; None where nobody promises it."""
     if name in families:
         return families[name]
     for part in _PARTS:

@@ -83,6 +83,18 @@ def pretty(expression: str) -> str:
     return "\n".join(line.rstrip() for line in promql_parser.parse(expression).prettify().splitlines())
 
 
+def metrics_in(expression: str) -> tuple[str, ...]:
+    """Return the names of the series that *expression* asks, in its order.
+
+    Raises:
+        ValueError: It is not PromQL.
+    """
+    import promql_parser  # noqa: PLC0415 - as above
+
+    parsed = promql_parser.parse(expression)
+    return tuple(dict.fromkeys(selector.name or "" for selector, _ in _selectors(parsed)))
+
+
 def findings(text: str, families: Families, records: Iterable[str], where: Place) -> list[Finding]:
     """Return what is wrong with *text*: no PromQL, names and labels that nobody promises, an exact ``le``, a misused type."""
     import promql_parser  # noqa: PLC0415 - as above

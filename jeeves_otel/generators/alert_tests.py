@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _ABOVE = 1.25  # times the threshold: most of the window must be bad
 _BELOW = 0.6  # times the threshold: not well, and no reason to tell anybody
 _REMEMBERED_S = 900  # how long a counter that is not seen is no new one, beside the window
+_STEPS = 10  # at least, in a window of a counter that should stand still
 _MOST = 4.0  # times what is allowed, of what has no share
 
 
@@ -193,8 +194,13 @@ class _Counter:
     own: Mapping[str, str]  # the labels by which the alert chooses it
 
     @property
+    def _step_s(self) -> int:
+        """The longest step of which a window still has enough."""
+        return max((each for each in (15, 30, 60) if each * _STEPS <= self.alert.window.seconds), default=STEP_S)
+
+    @property
     def _window(self) -> int:
-        return math.ceil(self.alert.window.seconds / STEP_S)
+        return math.ceil(self.alert.window.seconds / self._step_s)
 
     @property
     def _series(self) -> str:
@@ -209,7 +215,7 @@ class _Counter:
         """So many steps after something was seen, it is forgotten, and whoever was told of it is told that it is over."""
         return (
             self._window
-            + math.ceil((self.alert.for_.seconds + self.alert.keep_firing_for.seconds) / STEP_S)
+            + math.ceil((self.alert.for_.seconds + self.alert.keep_firing_for.seconds) / self._step_s)
             + 4 * SPARE
         )
 
@@ -220,10 +226,10 @@ class _Counter:
         if others := self._others():
             apart = self._apart
             made = {promtool.series(self.family.name, other): f"0x{apart} 0+1x{2 * apart}" for other in others}
-            until_s = 3 * apart * STEP_S
+            until_s = 3 * apart * self._step_s
             expected = [promtool.was_silent(self.alert.name, {}, until_s)]
             yield promtool.unit_test(
-                f"{self.alert.name} is silent: {self._who} rises elsewhere", STEP_S, made, expected
+                f"{self.alert.name} is silent: {self._who} rises elsewhere", self._step_s, made, expected
             )
 
     def _others(self) -> list[dict[str, str]]:
@@ -236,17 +242,17 @@ class _Counter:
         """Return a test of every way to rise: from nothing, from 0 and with a restart, from nothing again after a long time."""
         apart = self._apart
         born, risen = apart, 3 * apart
-        back = 4 * apart + self._window + math.ceil(1.5 * _REMEMBERED_S / STEP_S)
+        back = 4 * apart + self._window + math.ceil(1.5 * _REMEMBERED_S / self._step_s)
         missing = back - 4 * apart
         values = f"_x{born} 1x{apart - 1} 0x{apart - 1} 1 0x{apart - 2} _x{missing} 7x{apart}"
         expected, told = [], []
         for begins, since in ((born, 0), (risen, 2 * apart), (back, 4 * apart)):
             expected += self._told_of(begins, since)
-            told_s = (begins + math.ceil(self.alert.for_.seconds / STEP_S) + SPARE) * STEP_S
+            told_s = (begins + math.ceil(self.alert.for_.seconds / self._step_s) + SPARE) * self._step_s
             told.append(told_of(self.alert, self._alert_labels, 7 if begins == back else 1, told_s))
         return promtool.unit_test(
             f"{self.alert.name}: {self._who} rises from nothing, then from 0, and comes back after a long time, as good as new",
-            STEP_S,
+            self._step_s,
             {self._series: values},
             expected,
             told,
@@ -260,26 +266,28 @@ class _Counter:
     def _told_of(self, begins: int, since: int) -> list[Test]:
         """Return that a rise in step *begins* is told of for as long as the window sees it, and nothing before."""
         alert = self.alert
-        for_ = math.ceil(alert.for_.seconds / STEP_S)
-        over = begins + self._window + math.ceil(alert.keep_firing_for.seconds / STEP_S)
+        for_ = math.ceil(alert.for_.seconds / self._step_s)
+        over = begins + self._window + math.ceil(alert.keep_firing_for.seconds / self._step_s)
         return [
-            promtool.was_silent(alert.name, {}, (begins + max(0, for_ - SPARE)) * STEP_S - 1, since * STEP_S),
-            promtool.is_firing(alert.name, {}, (begins + for_ + SPARE) * STEP_S, self._alert_labels),
-            promtool.is_firing(alert.name, {}, (over - SPARE) * STEP_S, self._alert_labels),
-            promtool.is_silent(alert.name, {}, (over + SPARE) * STEP_S),
+            promtool.was_silent(
+                alert.name, {}, (begins + max(0, for_ - SPARE)) * self._step_s - 1, since * self._step_s
+            ),
+            promtool.is_firing(alert.name, {}, (begins + for_ + SPARE) * self._step_s, self._alert_labels),
+            promtool.is_firing(alert.name, {}, (over - SPARE) * self._step_s, self._alert_labels),
+            promtool.is_silent(alert.name, {}, (over + SPARE) * self._step_s),
         ]
 
     def _still(self) -> Test:
         """Return a test of a counter that stands still, whatever happens to it: none of it is told of, then or later."""
         apart = self._apart
-        gaps = (1, 8, math.ceil(_REMEMBERED_S / STEP_S) - 2 * SPARE)
+        gaps = (1, 8, math.ceil(_REMEMBERED_S / self._step_s) - 2 * SPARE)
         away = " ".join(f"stale{f' _x{gap - 1}' if gap > 1 else ''} 7x{apart}" for gap in gaps)
         values = f"7x{apart} {away} 0x{apart} stale _x{apart} 0x{apart}"
-        until_s = (len(promtool.samples(values)) - 1) * STEP_S
+        until_s = (len(promtool.samples(values)) - 1) * self._step_s
         return promtool.unit_test(
             f"{self.alert.name} is silent: {self._who} stands still, is away for {gaps[0]}, {gaps[1]} and {gaps[2]} scrapes,"
             " restarts, and is born as 0",
-            STEP_S,
+            self._step_s,
             {self._series: values},
-            [promtool.was_silent(self.alert.name, {}, until_s, apart * STEP_S)],
+            [promtool.was_silent(self.alert.name, {}, until_s, apart * self._step_s)],
         )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from jeeves_otel.generators import promtool
 from jeeves_otel.generators.alert_tests import told_of
 from jeeves_otel.generators.promtool import SPARE, STEP_S
-from jeeves_otel.promql import family_of
+from jeeves_otel.promql import family_of, metrics_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,13 +28,14 @@ _FEW = 20  # steps
 
 def case_tests(alert: Alert, families: Families) -> Iterator[Test]:
     """Yield the tests of *alert* that its cases stand for."""
+    asked = {name for name, kind in _asked(alert, families) if kind in {"counter", "histogram"}}
     for case in alert.fires:
         yield _firing(alert, case, _written(case), case.when or "as its case says")
-        if restarted := _restarted(case, families):
+        if restarted := _restarted(case, asked):
             yield _firing(alert, case, restarted, f"{case.when or 'as its case says'}, and processes restart")
     for case in alert.silent:
         yield _silent(alert, case, _written(case), case.when)
-        if restarted := _restarted(case, families):
+        if restarted := _restarted(case, asked):
             yield _silent(alert, case, restarted, f"{case.when}, and processes restart")
     if not alert.always:
         step_s = int(alert.fires[0].every.seconds) if alert.fires else STEP_S
@@ -79,15 +80,18 @@ def _written(case: Case) -> Series:
     }
 
 
-def _restarted(case: Case, families: Families) -> Series:
-    """Return the series of *case* if every counter begins again in the midst of it; nothing where there is no counter."""
+def _restarted(case: Case, asked: set[str]) -> Series:
+    """Return the series of *case* if its counters that are *asked* begin again in the midst of it; nothing if none is."""
     made = _written(case)
     at = case.begins or _steps(made) // 2
-    counters = [name for name in made if _is_counter(name, families)]
+    counters = [name for name in made if name.partition("{")[0] in asked]
     restarted = {name: promtool.restarted(made[name], at) for name in counters}
     return {**made, **restarted} if any(restarted[name] != made[name] for name in counters) else {}
 
 
-def _is_counter(series: str, families: Families) -> bool:
-    family = family_of(series.partition("{")[0], families)
-    return family is not None and family.type in {"counter", "histogram"}
+def _asked(alert: Alert, families: Families) -> Iterator[tuple[str, str]]:
+    """Yield ``(metric, type)`` of what *alert* asks itself; that what it asks of objectives restarts is tested with them."""
+    for name in metrics_in(alert.query.promql(alert.window.text)):
+        family = family_of(name, families)
+        if family is not None:
+            yield name, family.type

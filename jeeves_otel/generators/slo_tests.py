@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from jeeves_otel.objectives import Slo, Tier
     from jeeves_otel.promql import Families
 
-_EVALUATIONS = 8  # at least, in a short window: less, and two of them are a quarter of it
+_EVALUATIONS = 6  # at least, in a short window: with less, half of one and twice of one could not be told apart
 _RECORDED_S = 300  # between samples where windows of days are played: those of five minutes are then given
 _RAW_S = 6 * 3_600  # the longest window of raw counters
 _DAY_S = 86_400
@@ -95,7 +95,7 @@ class _Pace:
 
 def _pace(tier: Tier) -> _Pace:
     """Return the slowest pace at which the short window of *tier* still has enough evaluations."""
-    choices = [15, 30, 60, 150, 300, 600, 900, 1_800, 3_600]
+    choices = [15, 30, 60, 150, 600, 900, 1_800, 3_600]  # at five minutes, one group no longer sees the other's records
     evaluated_s = max((each for each in choices if each * _EVALUATIONS <= tier.short.seconds), default=choices[0])
     return _Pace(evaluated_s, _RECORDED_S) if _is_recorded(tier) else _Pace(evaluated_s, evaluated_s)
 

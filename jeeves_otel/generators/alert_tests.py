@@ -8,7 +8,7 @@ promtool, whose moments are computed from what the alert promises.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -141,22 +141,39 @@ class _Reason:
             "nothing is bad": promtool.without_still(self._series(self._phase(due, 0))),
             "nothing happens": self._series(Phase(due, events=0)),
             "there is nothing at all": {},
+            "less and less happens, and it is somewhat less than allowed": self._series(*self._fading(due)),
             "processes restart, and it is somewhat less than allowed": self._series(
                 self._phase(due, _BELOW), self._phase(due, _BELOW, reset=True), self._phase(due, _BELOW, reset=True)
             ),
         }.items():
-            until_s = (due * (3 if "restart" in name else 1) - 1) * STEP_S
+            until_s = (max(map(len, map(promtool.samples, made.values())), default=due) - 1) * STEP_S
             expected = [promtool.was_silent(self.alert.name, {}, until_s)]
             yield promtool.unit_test(f"{self.alert.name} is silent: {name}", STEP_S, made, expected)
 
+    def _fading(self, steps: int) -> list[Phase]:
+        """Return phases of half a window, in each of which a quarter as much happens as in the one before."""
+        half = math.ceil(self._window / 2)
+        count = math.ceil(steps / half) + 1
+        mild = self._phase(half, _BELOW)
+        return (
+            [replace(mild, events=mild.events / 4**number) for number in range(1 - count, 1)]
+            if self._shares
+            else [mild]
+        )
+
+    @property
+    def _shares(self) -> bool:
+        return not isinstance(self.query, Rate)
+
     def floor(self) -> Test:
-        """Return a test in which all that happens is bad: in each window half an event fewer than the floor, then more."""
+        """Return a test in which half of all is bad, or more: in each window half an event fewer than the floor, then more."""
         alert, floor, window = self.alert, self.alert.floor, self._window
         due = window + math.ceil(alert.for_.seconds / STEP_S) + 2 * SPARE
-        few = Phase(2 * due, (floor - 0.5) / window, bad=1.0)
-        enough = Phase(due, (floor + 0.5) / window, bad=1.0)
+        share = (1 + self._allowed) / 2
+        few = Phase(2 * due, (floor - 0.5) / share / window, bad=share)
+        enough = Phase(due, (floor + 0.5) / share / window, bad=share)
         return promtool.unit_test(
-            f"{alert.name}: {floor - 0.5:g} in a window are too few, {floor + 0.5:g} are enough",
+            f"{alert.name}: {floor - 0.5:g} bad ones in a window are too few, {floor + 0.5:g} are enough",
             STEP_S,
             self._series(few, enough),
             [
@@ -225,11 +242,11 @@ class _Counter:
         yield self._still()
         if others := self._others():
             apart = self._apart
-            made = {promtool.series(self.family.name, other): f"0x{apart} 0+1x{2 * apart}" for other in others}
+            made = {promtool.series(self.family.name, other): f"_x{apart} 1+1x{2 * apart}" for other in others}
             until_s = 3 * apart * self._step_s
             expected = [promtool.was_silent(self.alert.name, {}, until_s)]
             yield promtool.unit_test(
-                f"{self.alert.name} is silent: {self._who} rises elsewhere", self._step_s, made, expected
+                f"{self.alert.name} is silent: {self._who} is born and rises elsewhere", self._step_s, made, expected
             )
 
     def _others(self) -> list[dict[str, str]]:

@@ -297,8 +297,9 @@ def _quiet_tests(slos: tuple[Slo, ...], families: Families) -> Iterator[Test]:
             made |= _series(slo, families, [Phase(steps, bad=1.0)], whole=whole)
         at_s = (steps - 1) * STEP_S
         told = [_told(slo, [tier for tier in slo.tiers if not tier.seen], at_s) for slo in slos]
+        burns = [_is_recorded_as(slo, "slo:burn_rate:ratio1h", 1 / float(slo.budget), at_s) for slo in slos]
         yield promtool.unit_test(
-            f"everything fails from the start, {spelling}: who is told, and what", STEP_S, made, [], told
+            f"everything fails from the start, {spelling}: who is told, and what", STEP_S, made, burns, told
         )
 
 

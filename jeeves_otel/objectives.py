@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from jeeves_otel.documents import Place, did_you_mean, read
 from jeeves_otel.promql import families_of
 from jeeves_otel.queries import Duration, Level, Mean, Promql, Rises, Share, Slower, duration, read_query
+from jeeves_otel.samples import samples
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -190,6 +191,15 @@ class Objectives:
     def names(self) -> tuple[str, ...]:
         """Names of all alerts."""
         return tuple(dict.fromkeys([*(slo.alert for slo in self.slos), *(alert.name for alert in self.alerts)]))
+
+
+def has_shape(query: Query, comparison: str, threshold: Decimal) -> bool:
+    """Return whether a query and its threshold say what an alert fires at; if not, its cases have to."""
+    if isinstance(query, Rises):
+        return True
+    if comparison != ">" or isinstance(query, Promql | Level | Mean):
+        return False
+    return 0 < threshold < 1 if isinstance(query, Share | Slower) else threshold > 0
 
 
 def examine(registry: Registry, files: Iterable[Path] = ()) -> tuple[Objectives, list[Finding]]:
@@ -383,8 +393,10 @@ class _File:
                 cases["fires"].report("missing-label", f"a case has no {', '.join(sorted(missing))}", hint)
         always = entry["always"].truth() if "always" in entry else False
         needed = {"fires"} if always else {"fires", "silent"}
-        written_out = isinstance(query, Promql | Level | Mean) or (comparison == "<" and not isinstance(query, Rises))
-        if "query" in entry and written_out and not needed <= set(cases):
+        speaks = has_shape(query, comparison, threshold) or (
+            not comparison and not isinstance(query, Promql | Level | Mean)
+        )
+        if "query" in entry and not speaks and not needed <= set(cases):
             node.report("untested-alert", f"{name} has no cases", "add `cases:` with `fires` and `silent`")
         if fires and not always and not any(case.over.text for case in fires):
             hint = "let what it fires at end in its `series:`, and add `over: …`, so long after it begins"
@@ -493,6 +505,11 @@ def _judge_text(node: Node, labels: tuple[str, ...]) -> None:
 def _case(node: Node) -> Case:
     known = ("when", "series", "every", "begins", "after", "over", "value", "labels")
     entry = node.fields(known, required=("series",))
+    for each in entry["series"].fields().values() if "series" in entry else ():
+        try:
+            samples(each.text())
+        except ValueError as error:
+            each.report("not-samples", str(error), "write 5, 5x10, 0+2x10, _x10 or stale, separated by spaces")
     return Case(
         when=entry["when"].text() if "when" in entry else "",
         series=MappingProxyType(_texts(entry.get("series"))),

@@ -16,6 +16,7 @@ from jeeves_otel.generators import promtool, rules
 from jeeves_otel.generators.incidents import PER_STEP, Phase, bounds_around, played, some
 from jeeves_otel.generators.promtool import SPARE, STEP_S
 from jeeves_otel.queries import Quantile, Rate
+from jeeves_otel.samples import samples
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -146,7 +147,7 @@ class _Reason:
                 self._phase(due, _BELOW), self._phase(due, _BELOW, reset=True), self._phase(due, _BELOW, reset=True)
             ),
         }.items():
-            until_s = (max(map(len, map(promtool.samples, made.values())), default=due) - 1) * STEP_S
+            until_s = (max(map(len, map(samples, made.values())), default=due) - 1) * STEP_S
             expected = [promtool.was_silent(self.alert.name, {}, until_s)]
             yield promtool.unit_test(f"{self.alert.name} is silent: {name}", STEP_S, made, expected)
 
@@ -300,7 +301,7 @@ class _Counter:
         gaps = (1, 8, math.ceil(_REMEMBERED_S / self._step_s) - 2 * SPARE)
         away = " ".join(f"stale{f' _x{gap - 1}' if gap > 1 else ''} 7x{apart}" for gap in gaps)
         values = f"7x{apart} {away} 0x{apart} stale _x{apart} 0x{apart}"
-        until_s = (len(promtool.samples(values)) - 1) * self._step_s
+        until_s = (len(samples(values)) - 1) * self._step_s
         return promtool.unit_test(
             f"{self.alert.name} is silent: {self._who} stands still, is away for {gaps[0]}, {gaps[1]} and {gaps[2]} scrapes,"
             " restarts, and is born as 0",

@@ -14,6 +14,7 @@ from jeeves_otel.generators import promtool
 from jeeves_otel.generators.alert_tests import told_of
 from jeeves_otel.generators.promtool import SPARE, STEP_S
 from jeeves_otel.promql import family_of, metrics_in
+from jeeves_otel.samples import samples
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,7 +70,7 @@ def _silent(alert: Alert, case: Case, made: Series, when: str) -> Test:
 
 
 def _steps(made: Series) -> int:
-    return max((len(promtool.samples(values)) for values in made.values()), default=_HOUR)
+    return max((len(samples(values)) for values in made.values()), default=_HOUR)
 
 
 def _written(case: Case) -> Series:

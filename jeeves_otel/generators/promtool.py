@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from jeeves_otel.generators import rules
+from jeeves_otel.samples import samples
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +21,6 @@ Series = dict[str, str]  # {series: values in promtool's notation}
 STEP_S = 15  # of what is recorded and evaluated, as in production
 SPARE = 2  # steps: a sample may come up to one late, and so may an evaluation
 _THOUSAND = 1_000
-_PART = re.compile(r"(-?[\d.]+(?:e[+-]?\d+)?|_|stale)(?:([+-][\d.]+(?:e[+-]?\d+)?))?(?:x(\d+))?", re.IGNORECASE)
 
 
 # ---- series ------------------------------------------------------------------------------------------------------------
@@ -37,23 +37,9 @@ def counter(parts: Iterable[tuple[int, float, bool]]) -> str:
     value = 0.0
     for steps, per_step, reset in parts:
         start = 0.0 if reset or not written else value + per_step
-        written.append(f"{start:.12g}+{per_step:.12g}x{steps - 1}" if per_step else f"{start:.12g}x{steps - 1}")
+        written.append(f"{start:.12g}{per_step:+.12g}x{steps - 1}" if per_step else f"{start:.12g}x{steps - 1}")
         value = start + per_step * (steps - 1)
     return " ".join(written)
-
-
-def samples(values: str) -> list[float | None]:
-    """Return what the notation *values* stands for, one entry per step; None where there is no sample."""
-    read: list[float | None] = []
-    for word in values.split():
-        part = _PART.fullmatch(word)
-        if part is None:
-            raise ValueError(f"`{word}` is not promtool's notation: write 5, 5x10, 0+2x10, _x10 or stale")
-        start, step, times = part.groups()
-        count = int(times or 0) + (start != "_" or not times)
-        missing = start.lower() in {"_", "stale"}
-        read += [None if missing else float(start) + float(step or 0) * number for number in range(count)]
-    return read
 
 
 def restarted(values: str, at: int) -> str:

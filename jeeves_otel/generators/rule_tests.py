@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from jeeves_otel.generators import promtool, slo_tests
 from jeeves_otel.generators.alert_tests import rising_tests, shaped_tests
 from jeeves_otel.generators.case_tests import case_tests
+from jeeves_otel.objectives import has_shape
 from jeeves_otel.queries import Quantile, Rate, Rises, Share, Slower
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ def alert_tests(alert: Alert, families: Families) -> Iterator[Test]:
     """Yield the tests of one alert: from its query where that has a shape, and from its cases where it has some."""
     if isinstance(alert.query, Rises):
         yield from rising_tests(alert, alert.query, families)
-    elif isinstance(alert.query, Share | Slower | Quantile | Rate) and alert.comparison == ">":
+    elif isinstance(alert.query, Share | Slower | Quantile | Rate) and has_shape(
+        alert.query, alert.comparison, alert.threshold
+    ):
         yield from shaped_tests(alert, alert.query, families[alert.query.family])
     if alert.fires or alert.silent:
         yield from case_tests(alert, families)

@@ -317,15 +317,11 @@ class Outcome:
 
     def findings(self, *, complete: bool) -> list[str]:
         """Return what is wrong: survivors without a reason, and, of all mutants, reasons that do not hold or are of none."""
-        found = [f"{each}: no test notices" for each in self.survivors if reason(each) is None]
-        explained = {str(each) for each in self.survivors}
-        found += [
-            f"{each}: a test notices, so it is not equivalent"
-            for each in self.made
-            if reason(each) and str(each) not in explained
-        ]
-        used = {reason(each) for each in self.made}
-        return found + [f"{key}: there is no such mutant" for key in EQUIVALENT if complete and key not in used]
+        found = [f"{each}: no test notices" for each in self.survivors if entry(each) is None]
+        alive = set(map(str, self.survivors))
+        wrong = [each for each in self.made if entry(each) and str(each) not in alive]
+        found += [f"{each}: a test notices, so it is not equivalent" for each in wrong]
+        return found + (unused(self.made) if complete else [])
 
 
 def unused(made: Iterable[Mutant]) -> list[str]:

@@ -63,6 +63,11 @@ def _in_expression(node: Any) -> Iterator[Slip]:
         raise TypeError(f"nobody knows what could be wrong in {type(node).__name__}: {node}")
 
 
+def _text(node: Any) -> str:
+    """Return *node* as PromQL; ``str`` forgets to escape what is in a pattern (promql-parser 0.12)."""
+    return str(node.prettify())
+
+
 def _in_number(value: float) -> Iterator[Slip]:
     for wrong in (value * _FACTOR, value / _FACTOR) if value else (1.0,):
         yield f"{value:.6g} is {wrong:.6g}", f"{wrong:.12g}"
@@ -109,11 +114,11 @@ def _in_subquery(node: Any) -> Iterator[Slip]:
         *((window_s, each) for each in _around(step_s)),
     ]:
         text = f"[{_length(wrong)}:{_length(step)}]"
-        yield f"{written} is {text}", f"({node.expr}){text}"
+        yield f"{written} is {text}", f"({_text(node.expr)}){text}"
 
 
 def _in_call(node: Any) -> Iterator[Slip]:
-    arguments = [str(each) for each in node.args]
+    arguments = [_text(each) for each in node.args]
     for index, argument in enumerate(node.args):
         for what, text in _in_expression(argument):
             yield what, f"{node.func.name}({', '.join([*arguments[:index], text, *arguments[index + 1 :]])})"
@@ -124,7 +129,7 @@ def _in_aggregate(node: Any) -> Iterator[Slip]:
     by = f" by ({', '.join(labels)})" if labels else ""
     for index, label in enumerate(labels):
         rest = ", ".join(labels[:index] + labels[index + 1 :])
-        yield f"{node.op}{by} without {label}", f"{node.op} by ({rest}) ({node.expr})"
+        yield f"{node.op}{by} without {label}", f"{node.op} by ({rest}) ({_text(node.expr)})"
     for what, text in _in_expression(node.expr):
         yield what, f"{node.op}{by} ({text})"
 
@@ -133,14 +138,14 @@ def _in_binary(node: Any) -> Iterator[Slip]:
     sign = str(node.op)
     modifier = f" {node.modifier}" if node.modifier is not None and str(node.modifier) else ""
     if sign in _SETS:
-        yield f"`{sign}` without its left side", f"({node.rhs})"
-        yield f"`{sign}` without its right side", f"({node.lhs})"
+        yield f"`{sign}` without its left side", f"({_text(node.rhs)})"
+        yield f"`{sign}` without its right side", f"({_text(node.lhs)})"
     if sign in _TURNED:
-        yield f"{sign} is {_TURNED[sign]}", f"({node.lhs}) {_TURNED[sign]}{modifier} ({node.rhs})"
+        yield f"{sign} is {_TURNED[sign]}", f"({_text(node.lhs)}) {_TURNED[sign]}{modifier} ({_text(node.rhs)})"
     for what, text in _in_expression(node.lhs):
-        yield what, f"({text}) {sign}{modifier} ({node.rhs})"
+        yield what, f"({text}) {sign}{modifier} ({_text(node.rhs)})"
     for what, text in _in_expression(node.rhs):
-        yield what, f"({node.lhs}) {sign}{modifier} ({text})"
+        yield what, f"({_text(node.lhs)}) {sign}{modifier} ({text})"
 
 
 # ---- the rest of a rule ------------------------------------------------------------------------------------------------

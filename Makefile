@@ -64,6 +64,10 @@ outage: setup collector ## See what the sidecar loses when backends fail in ever
 fire-drill: setup ## Let what objectives are about fail, and time how long it takes until somebody is told (about 11 min).
 	@$(RUN) python -m jeeves_otel.demo.drill $(ARGS)
 
+.PHONY: mutants
+mutants: setup prometheus ## Put every slip into the shipped rules, and see whether the generated tests notice (about 15 min; ARGS=--help for more).
+	@$(RUN) python -m tests.integration.mutants $(ARGS)
+
 .PHONY: previews
 previews: setup collector prometheus alertmanager ## Draw every dashboard in an incident, with what Prometheus answers, into docs/images (about 1 min).
 	@$(UV) run --locked --group previews python -m tests.integration.previews

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from jeeves_otel.demo import parts
 from jeeves_otel.demo.processes import free_ports, running
 from jeeves_otel.demo.stage import read
-from jeeves_otel.generators.rule_tests import Phase, played
+from jeeves_otel.generators.incidents import Phase, played
 from jeeves_otel.promql import families_of
 from jeeves_otel.registry import load
 from jeeves_otel.specification import examine

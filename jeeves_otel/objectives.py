@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from jeeves_otel.queries import Duration
+from jeeves_otel.queries import Duration, Level, Mean, Promql, Rises, Share, Slower
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from decimal import Decimal
 
     from jeeves_otel.documents import Place
-    from jeeves_otel.queries import Query, Share, Slower
+    from jeeves_otel.queries import Query
 
 SEVERITIES = ("critical", "warning", "info", "none")  # the worst first
 
@@ -127,7 +127,8 @@ class Slo:
 class Case:
     """What a rule is tested with: ``{series: value or promtool's notation}``, one sample per step of *every*.
 
-    The alert fires *after* so long, counted from the step at which it *begins*, and shows *value*.
+    The alert fires *after* so long, counted from the step at which it *begins*, and shows *value*; so long after the same
+    step it is *over*.
     """
 
     when: str
@@ -135,6 +136,7 @@ class Case:
     every: Duration
     begins: int
     after: Duration
+    over: Duration
     value: float
     labels: Mapping[str, str]
 
@@ -202,3 +204,12 @@ class Objectives:
         slos = (slo for slo in others.slos if slo.name not in {own.name for own in self.slos})
         alerts = (alert for alert in others.alerts if alert.name not in {own.name for own in self.alerts})
         return Objectives((*self.slos, *slos), (*self.alerts, *alerts))
+
+
+def has_shape(query: Query, comparison: str, threshold: Decimal) -> bool:
+    """Return whether a query and its threshold say what an alert fires at; if not, its cases have to."""
+    if isinstance(query, Rises):
+        return True
+    if comparison != ">" or isinstance(query, Promql | Level | Mean):
+        return False
+    return 0 < threshold < 1 if isinstance(query, Share | Slower) else threshold > 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Judge objectives and alerts: what could never fire, or always would, what silences nothing, what leads nowhere.
+"""Judge objectives and alerts: what could never fire, or always would, what is untested, silences nothing, leads nowhere.
 
 In: `Objectives` as they were read, and the families that they speak of. Out: every finding at once, each
 with place and way out. One function per rule, so that a rule can be read, tested and named on its own.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from jeeves_otel import dashboards, specification
 from jeeves_otel.documents import Finding, Level, Place, did_you_mean
-from jeeves_otel.objectives import SEVERITIES
+from jeeves_otel.objectives import SEVERITIES, has_shape
 from jeeves_otel.promql import families_of
 from jeeves_otel.queries import Level as LevelQuery, Mean, Promql, Quantile, Rate, Rises, Share, Slower
 
@@ -66,7 +66,7 @@ def judge(objectives: Objectives, families: Families) -> list[Finding]:
     for alert in objectives.alerts:
         found += chain.from_iterable(rule(alert) for rule in _OF_AN_ALERT)
         found += _all_or_nothing_is_bad(alert.query, alert.where, "query", families)
-        found += _threshold_out_of_reach(alert, families)
+        found += [*_threshold_out_of_reach(alert, families)] or _untested(alert)
         found += _silenced_by(alert, objectives)
         found += _unknown_dashboard(alert.dashboard, alert.where)
     return [*found, *_one_name_twice(objectives)]
@@ -167,6 +167,15 @@ def _threshold_out_of_reach(alert: Alert, families: Families) -> Iterator[Findin
     reach = f"from {low:g} to {high:g}" if high < math.inf else f"{low:g} or more"
     hint = f"it is {reach}" + (": write 0.05 for 5 %" if isinstance(alert.query, Share | Slower) else "")
     yield _finding("threshold-out-of-reach", alert.where, key, message, hint)
+
+
+def _untested(alert: Alert) -> Iterator[Finding]:
+    """Yield what says that nobody knows what *alert* should fire at: neither its query does, nor cases do."""
+    speaks = has_shape(alert.query, alert.comparison, alert.threshold)
+    waits = not alert.comparison and not isinstance(alert.query, Promql | LevelQuery | Mean)  # for a threshold
+    if not speaks and not waits and not (alert.fires and (alert.silent or alert.always)):
+        hint = "add `cases:` with `fires` and `silent`"
+        yield _finding("untested-alert", alert.where, "cases", f"{alert.name} has no cases", hint)
 
 
 def _range(query: Query, families: Families) -> tuple[float, float, str]:

@@ -83,6 +83,18 @@ def pretty(expression: str) -> str:
     return "\n".join(line.rstrip() for line in promql_parser.parse(expression).prettify().splitlines())
 
 
+def metrics_in(expression: str) -> tuple[str, ...]:
+    """Return the names of the series that *expression* asks, in its order.
+
+    Raises:
+        ValueError: It is not PromQL.
+    """
+    import promql_parser  # noqa: PLC0415 - as above
+
+    parsed = promql_parser.parse(expression)
+    return tuple(dict.fromkeys(selector.name or "" for selector, _ in _selectors(parsed)))
+
+
 def findings(text: str, families: Families, records: Iterable[str], where: Place) -> list[Finding]:
     """Return what is wrong with *text*: no PromQL, names and labels that nobody promises, an exact ``le``, a misused type."""
     import promql_parser  # noqa: PLC0415 - as above
@@ -122,7 +134,7 @@ def _judge_selector(
     name = selector.name or ""
     if name in records or name in {"ALERTS", "up"}:
         return
-    family = _family(name, families)
+    family = family_of(name, families)
     if family is None:
         hint = did_you_mean(name, [*families, *records])
         yield Finding("unknown-metric", where, f"nobody promises `{name}`", hint)
@@ -151,7 +163,8 @@ def _judge_matcher(matcher: promql_parser.Matcher, family: Family, where: Place)
         yield Finding("unknown-value", where, f"{label} of {family.name} is never `{value}`", hint)
 
 
-def _family(name: str, families: Families) -> Family | None:
+def family_of(name: str, families: Families) -> Family | None:
+    """Return the family whose series are called *name*, which may be a part of a histogram; None where nobody promises it."""
     if name in families:
         return families[name]
     for part in _PARTS:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from jeeves_otel.documents import did_you_mean, read
 from jeeves_otel.objectives import SEVERITIES, Alert, Case, Links, Objectives, Runbook, Slo, Step, Tier
 from jeeves_otel.promql import families_of
-from jeeves_otel.queries import Duration, Level, Mean, Promql, Share, Slower, duration, read_query
+from jeeves_otel.queries import Duration, Promql, Share, Slower, duration, read_query
+from jeeves_otel.samples import samples
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -277,9 +278,9 @@ class _File:
                 hint = "add them to its `labels:`, with the values that its series have"
                 cases["fires"].report("missing-label", f"a case has no {', '.join(sorted(missing))}", hint)
         always = entry["always"].truth() if "always" in entry else False
-        needed = {"fires"} if always else {"fires", "silent"}
-        if "query" in entry and isinstance(query, Promql | Level | Mean) and not needed <= set(cases):
-            node.report("untested-alert", f"{name} has no cases", "add `cases:` with `fires` and `silent`")
+        if fires and not always and not any(case.over.text for case in fires):
+            hint = "let what it fires at end in its `series:`, and add `over: …`, so long after it begins"
+            cases["fires"].report("no-end", f"no case says when {name} is over", hint)
         dashboard = entry["dashboard"].text() if "dashboard" in entry else self._dashboard
         return Alert(
             name=name,
@@ -380,13 +381,20 @@ def _inhibited_by(node: Node | None) -> Mapping[str, tuple[str, ...]]:
 
 
 def _case(node: Node) -> Case:
-    entry = node.fields(("when", "series", "every", "begins", "after", "value", "labels"), required=("series",))
+    known = ("when", "series", "every", "begins", "after", "over", "value", "labels")
+    entry = node.fields(known, required=("series",))
+    for each in entry["series"].fields().values() if "series" in entry else ():
+        try:
+            samples(each.text())
+        except ValueError as error:
+            each.report("not-samples", str(error), "write 5, 5x10, 0+2x10, _x10 or stale, separated by spaces")
     return Case(
         when=entry["when"].text() if "when" in entry else "",
         series=MappingProxyType(_texts(entry.get("series"))),
         every=duration(entry["every"]) if "every" in entry else Duration("15s", 15),
         begins=entry["begins"].whole(_MOST_EVENTS) if "begins" in entry else 0,
         after=duration(entry["after"]) if "after" in entry else _NO_DURATION,
+        over=duration(entry["over"]) if "over" in entry else _NO_DURATION,
         value=entry["value"].number() if "value" in entry else 1.0,
         labels=MappingProxyType(_texts(entry.get("labels"))),
     )

@@ -18,7 +18,7 @@ import yaml
 
 from jeeves_otel.demo.loopback import LoopbackServer
 from jeeves_otel.demo.parts import BUNDLE
-from jeeves_otel.generators import rule_tests, rules
+from jeeves_otel.generators import incidents, rules
 from jeeves_otel.objectives import Objectives
 from jeeves_otel.promql import families_of
 from jeeves_otel.queries import Duration
@@ -147,10 +147,10 @@ def make_past(folder: Path, promtool: str, objectives: Objectives, pace: Pace, p
     length_s = PAST * max(tier.long.seconds for slo in objectives.slos for tier in slo.tiers if not tier.seen)
     steps = int(length_s / step_s)
     began = time.time() - steps * step_s
-    healthy = rule_tests.Phase(steps, per_second * step_s)
+    healthy = incidents.Phase(steps, per_second * step_s)
     lines = []
     for slo in objectives.slos:
-        for series, values in rule_tests.played(slo.sli, families[slo.sli.family], [healthy]).items():
+        for series, values in incidents.played(slo.sli, families[slo.sli.family], [healthy]).items():
             start, per_step = _straight(values)
             named = f'{series[:-1]}{"" if series.endswith("{}") else ","}job="past"}}'
             lines += [f"{named} {start + per_step * step:g} {began + step * step_s:.3f}" for step in range(steps)]

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from jeeves_otel.demo.parts import cached
-from jeeves_otel.generators import rule_tests
+from jeeves_otel.generators import promtool
 from jeeves_otel.specification import FUNCTIONS
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +84,7 @@ def test_a_wrong_rule_fails_its_test(name: str, right: str, wrong: str, tmp_path
 def test_texts_are_rendered_as_prometheus_does(value: str, tmp_path: Path) -> None:
     """The generated tests expect what each function of a text makes of a value."""
     texts = {name: f"{{{{ $value | {name} }}}}" for name in FUNCTIONS}
-    expected = {name: rule_tests.rendered(text, {}, float(value)) for name, text in texts.items()}
+    expected = {name: promtool.rendered(text, {}, float(value)) for name, text in texts.items()}
     rule = {"alert": "A", "expr": f"vector({value})", "annotations": texts}
     test = {
         "eval_time": "1m",

@@ -11,7 +11,7 @@ import yaml
 
 from jeeves_otel.demo.parts import beside, cached
 from jeeves_otel.generators import rules
-from jeeves_otel.generators.rule_tests import Phase, played
+from jeeves_otel.generators.incidents import Phase, played
 from jeeves_otel.objectives import Objectives
 from jeeves_otel.promql import families_of
 from jeeves_otel.registry import load

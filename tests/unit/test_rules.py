@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import json
+import operator
 import re
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +20,9 @@ from jeeves_otel.cli import main
 from jeeves_otel.generators import alertmanager, rule_tests, rules
 from jeeves_otel.objectives import Links
 from jeeves_otel.plausibility import examine_all
-from jeeves_otel.promql import families_of
+from jeeves_otel.promql import families_of, family_of, metrics_in
 from jeeves_otel.registry import load
+from jeeves_otel.samples import samples
 from jeeves_otel.specification import FOLDER
 from tests import examples
 
@@ -84,19 +87,108 @@ def test_the_seeds_objectives_and_alerts_are_there_under_their_names() -> None:
     }
 
 
-@pytest.mark.parametrize("rule", [rule for rule in EVERY_RULE if "alert" in rule], ids=lambda rule: rule["alert"])
-def test_every_alert_has_a_firing_and_a_silent_case(rule: dict[str, Any]) -> None:
-    """A rule that nobody has seen fire, or stay silent, is a guess."""
-    labels = {key: value for key, value in rule["labels"].items() if key in {"slo", "tier"}}
-    of_it = [
-        each
-        for each in ASSERTIONS
-        if f'alertname="{rule["alert"]}"' in each["expr"]
-        and all(f'{key}="{value}"' in each["expr"] for key, value in labels.items())
-    ]
+def _asserted(rule: dict[str, Any], test: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what *test* asserts of the alert of *rule*, and of its tier, in order of time."""
+    matchers = {
+        "alertname": rule["alert"],
+        **{key: rule["labels"][key] for key in ("slo", "tier") if key in rule["labels"]},
+    }
+    found = test.get("promql_expr_test", ())
+    of_it = [each for each in found if all(f'{key}="{value}"' in each["expr"] for key, value in matchers.items())]
+    return sorted(of_it, key=lambda each: int(each["eval_time"][:-1]))
 
-    assert [] != [each for each in of_it if each["exp_samples"]]
-    assert [] != [each for each in of_it if not each["exp_samples"]] or rule["alert"] == "Watchdog"
+
+def _restarts(test: dict[str, Any], counters: set[str]) -> bool:
+    """Return whether one of *counters* falls while *test* is played."""
+    played = test["input_series"]
+    return any(each["series"].partition("{")[0] in counters and _falls(each["values"]) for each in played)
+
+
+@cache
+def _falls(notation: str) -> bool:
+    values = [value for value in samples(notation) if value is not None]
+    return any(map(operator.gt, values, values[1:]))
+
+
+def _is_at_floor(test: dict[str, Any], asserted: list[dict[str, Any]]) -> bool:
+    """Return whether *test* says of its alert only that it is silent, and a moment later fires: what was missing came."""
+    return "enough" in test["name"] and [[], True] == [each["exp_samples"] and True for each in asserted]
+
+
+def _shown(rule: dict[str, Any], counters: set[str], suites: dict[str, Any] = TESTS) -> set[str]:
+    """Return what is shown of the alert of *rule* by the tests of *suites*."""
+    shown = set()
+    for test in (test for suite in suites.values() for test in suite["tests"]):
+        asserted = _asserted(rule, test)
+        if not asserted:
+            continue
+        fires = [bool(each["exp_samples"]) for each in asserted]
+        ever = [each for each in asserted if "count_over_time" in each["expr"]]
+        shown |= {"fires"} if any(fires) else set()
+        shown |= {"silent just before"} if "01" in "".join("01"[each] for each in fires) and ever else set()
+        shown |= {"resolves"} if "10" in "".join("01"[each] for each in fires) else set()
+        shown |= {"silent with nothing there"} if not test["input_series"] and not any(fires) and ever else set()
+        shown |= {"silent in health"} if test["input_series"] and not any(fires) and ever else set()
+        shown |= {"right when counters restart"} if _restarts(test, counters) else set()
+        shown |= {"silent below its floor"} if _is_at_floor(test, asserted) else set()
+    return shown
+
+
+def _counters(rule: dict[str, Any]) -> set[str]:
+    """Return the counters that the alert of *rule* asks, itself or by what is recorded of its own objective."""
+    families, asked, pending = families_of(REGISTRY), set(), [rule]
+    recorded = {(each.get("record"), each["labels"].get("slo")): each for each in EVERY_RULE if "record" in each}
+    while pending:
+        each = pending.pop()
+        names = set(metrics_in(each["expr"])) - asked
+        asked |= names
+        slo = each["labels"].get("slo")
+        pending += [recorded[name, slo] for name in names if (name, slo) in recorded]
+    of_types = {name: family_of(name, families) for name in asked}
+    return {name for name, family in of_types.items() if family is not None and family.type in {"counter", "histogram"}}
+
+
+def _needed(rule: dict[str, Any]) -> set[str]:
+    """Return what has to be shown of the alert of *rule*. One fires always: whoever receives it wakes somebody when it stops."""
+    if rule["alert"] == "Watchdog":
+        return {"fires"}
+    floors = {alert.name for alert in OBJECTIVES.alerts if alert.floor}
+    return {
+        "fires",
+        "silent just before",
+        "resolves",
+        "silent in health",
+        "silent with nothing there",
+        *(["right when counters restart"] if _counters(rule) else []),
+        *(["silent below its floor"] if rule["alert"] in floors or "tier" in rule["labels"] else []),
+    }
+
+
+@pytest.mark.parametrize("rule", [rule for rule in EVERY_RULE if "alert" in rule], ids=lambda rule: rule["alert"])
+def test_of_every_alert_is_shown_when_it_fires_and_when_not(rule: dict[str, Any]) -> None:
+    """A rule that nobody has seen fire, end, or stay silent, is a guess."""
+    assert set() == _needed(rule) - _shown(rule, _counters(rule))
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        ("nothing at all", {"silent with nothing there"}),
+        ("enough", {"silent below its floor"}),
+        ("as much", {"resolves"}),
+        ("restart|as much", {"resolves", "right when counters restart"}),
+        ("is silent", {"silent in health", "silent with nothing there"}),
+    ],
+)
+def test_a_test_that_is_taken_away_is_missed(words: str, missing: set[str]) -> None:
+    """Of an alert about a share."""
+    (rule,) = (rule for rule in EVERY_RULE if rule.get("alert") == "LLMProviderDown")
+    fewer = {
+        name: {**suite, "tests": [test for test in suite["tests"] if not re.search(words, test["name"])]}
+        for name, suite in TESTS.items()
+    }
+
+    assert missing == _needed(rule) - _shown(rule, _counters(rule), fewer)
 
 
 @pytest.mark.parametrize("rule", [rule for rule in EVERY_RULE if "alert" in rule], ids=lambda rule: rule["alert"])
@@ -167,7 +259,8 @@ def test_an_objective_of_a_user_gives_its_rules_and_their_tests(tmp_path: Path) 
 
     assert [] == findings
     assert 5 == names.count("ToolErrorBudgetBurn")
-    assert {"tests/rules/slos.yaml", "tests/rules/slos-long.yaml"} == set(
+    tiers = ("outage", "fast", "slow", "ticket", "drift")
+    assert {f"tests/rules/own-own-slos{part}.yaml" for part in ("", "-records", *(f"-{tier}" for tier in tiers))} == set(
         rule_tests.files(found, families_of(REGISTRY))
     )
 
@@ -178,7 +271,7 @@ def test_a_user_may_have_alerts_and_no_objective(tmp_path: Path) -> None:
 
     assert [] == findings
     assert {"collector/rules/own-own.yaml"} == set(rules.files(found))
-    assert {"tests/rules/alerts.yaml"} == set(rule_tests.files(found, families_of(REGISTRY)))
+    assert {"tests/rules/own-own.yaml"} == set(rule_tests.files(found, families_of(REGISTRY)))
 
 
 @pytest.mark.parametrize(
@@ -257,7 +350,7 @@ def test_an_expression_that_can_not_be_right_is_a_finding(query: str, finding: s
     """What is written out is judged like what is generated."""
     _, findings = _own(
         _alert(
-            f"severity: info\n    query: {{promql: '{query}'}}\n    cases: {{fires: {{series: {{}}}}, silent: {{series: {{}}}}}}"
+            f"severity: info\n    query: {{promql: '{query}'}}\n    cases: {{fires: {{series: {{}}, over: 5m}}, silent: {{series: {{}}}}}}"
         ),
         tmp_path,
     )
@@ -319,7 +412,7 @@ def test_the_command_writes_what_promtool_then_runs(tmp_path: Path) -> None:
     written = CliRunner().invoke(main, ["rules", str(own), "--into", str(tmp_path / "out")])
 
     assert (0, f"{own}: objectives, no violation\n") == (judged.exit_code, judged.output)
-    assert (0, 9) == (written.exit_code, len(written.output.splitlines()))
+    assert (0, 14) == (written.exit_code, len(written.output.splitlines()))
     assert (tmp_path / "out/docs/runbooks/ToolErrorBudgetBurn.md").is_file()
 
 

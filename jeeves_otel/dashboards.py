@@ -7,12 +7,13 @@ for objectives of a user, who has no such files, one that shows each of them, an
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jeeves_otel.documents import did_you_mean, read
-from jeeves_otel.queries import Promql, Quantile, Rate, Rises, Share, Slower, read_query
+from jeeves_otel.queries import VARIABLES, Promql, Quantile, Rate, Rises, Share, Slower, read_query
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,6 +43,7 @@ _PANEL_KEYS = (
 )
 _UNITS_OF_NAMES = (("_seconds", "s"), ("_bytes", "bytes"))
 _COLUMNS = 24
+_VARIABLES = (*VARIABLES, "$__range")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ class Panel:
     slo: Slo | None
     alerts: tuple[tuple[str, str], ...]  # (name, address of its runbook)
     exemplars: bool = False
-    thresholds: tuple[tuple[str, float], ...] = ()  # (colour, from), ascending
+    thresholds: tuple[tuple[str, float], ...] = ()  # (colour, from)
     incident: bool = False
     missing: str = ""
 
@@ -141,7 +143,7 @@ def _panel(node: Node, families: Families, objectives: Objectives) -> Panel:
 
 def _ask(node: Node, families: Families, records: frozenset[str]) -> Ask:
     entry = node.fields(("ask", "legend"), required=("ask",))
-    query = read_query(entry["ask"], families, records) if "ask" in entry else Promql("")
+    query = read_query(entry["ask"], families, records, _VARIABLES) if "ask" in entry else Promql("")
     return Ask(query, entry["legend"].text() if "legend" in entry else "")
 
 
@@ -213,7 +215,6 @@ def _row_of_slo(slo: Slo) -> Row:
 
 
 def _row_of_alert(alert: Alert) -> Row:
-    threshold = (("green", 0.0), ("red", float(alert.threshold)))
     asked = Panel(
         title=alert.name,
         kind="timeseries",
@@ -224,10 +225,16 @@ def _row_of_alert(alert: Alert) -> Row:
         slo=None,
         alerts=((alert.name, alert.links["runbook_url"]),),
         exemplars=isinstance(alert.query, Quantile),
-        thresholds=threshold if alert.comparison == ">" else (),
+        thresholds=_line_of(alert),
         incident=not alert.comparison,
     )
     return Row(alert.name, (asked, *_questions(alert.runbook)))
+
+
+def _line_of(alert: Alert) -> tuple[tuple[str, float], ...]:
+    """Return the line at which *alert* fires, and the colours on both sides of it; of what has none, nothing."""
+    colours = {">": ("green", "red"), "<": ("red", "green")}.get(alert.comparison, ())
+    return tuple(zip(colours, (-math.inf, float(alert.threshold)), strict=False))
 
 
 def _questions(runbook: Runbook) -> Iterator[Panel]:

@@ -9,24 +9,26 @@ from __future__ import annotations
 
 import math
 from itertools import chain
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from jeeves_otel import dashboards, specification
+from jeeves_otel import dashboards, routing, specification
 from jeeves_otel.documents import Finding, Level, Place, did_you_mean
 from jeeves_otel.objectives import SEVERITIES, has_shape
 from jeeves_otel.promql import families_of
-from jeeves_otel.queries import Level as LevelQuery, Mean, Promql, Quantile, Rate, Rises, Share, Slower
+from jeeves_otel.queries import Duration, Level as LevelQuery, Mean, Promql, Quantile, Rate, Rises, Share, Slower
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from jeeves_otel.objectives import Alert, Links, Objectives, Slo
+    from jeeves_otel.objectives import Alert, Links, Objectives, Slo, Tier
     from jeeves_otel.promql import Families
     from jeeves_otel.queries import Query
     from jeeves_otel.registry import Registry
 
 _SHORTEST_S = 60  # of a window of a rate: four of the intervals in which services send, 15 s
+_SHORTEST_PERIOD = Duration("1d", 86_400)  # what is recorded over an hour has a name of its own
 _LONGEST_S = 35 * 86_400  # of a period: what the Prometheus of the bundle keeps
 
 
@@ -69,7 +71,7 @@ def judge(objectives: Objectives, families: Families) -> list[Finding]:
         found += [*_threshold_out_of_reach(alert, families)] or _untested(alert)
         found += _silenced_by(alert, objectives)
         found += _unknown_dashboard(alert.dashboard, alert.where)
-    return [*found, *_one_name_twice(objectives)]
+    return [*found, *_one_name_twice(objectives), *_names_of_others(objectives)]
 
 
 def _finding(id_: str, where: Place, key: str, message: str, hint: str, level: Level = Level.VIOLATION) -> Finding:
@@ -79,12 +81,24 @@ def _finding(id_: str, where: Place, key: str, message: str, hint: str, level: L
 # ---- objectives ------------------------------------------------------------------------------------------------------
 
 
+def _no_tiers(slo: Slo) -> Iterator[Finding]:
+    if not slo.tiers:
+        hint = "name some, or leave `tiers` out to have all of them"
+        yield _finding("no-tiers", slo.where, "tiers", f"nobody is ever told of {slo.name}", hint)
+
+
 def _unfirable_tier(slo: Slo) -> Iterator[Finding]:
     for tier in slo.tiers:
         if slo.threshold(tier) >= 1:
             message = f"tier {tier.name} would fire above {slo.threshold(tier):.0%} bad events, which is never"
             rest = ", ".join(each.name for each in slo.tiers if slo.threshold(each) < 1)
-            yield _finding("unfirable-tier", slo.where, "tiers", message, f"leave it out: `tiers: [{rest}]`")
+            hint = f"leave it out: `tiers: [{rest}]`" if rest else f"promise more than {_least(tier)} %, or name others"
+            yield _finding("unfirable-tier", slo.where, "tiers", message, hint)
+
+
+def _least(tier: Tier) -> str:
+    """Return what must be exceeded by a promise of which *tier* can speak, in percent."""
+    return f"{100 - 100 / tier.burn:.2f}"
 
 
 def _tier_twice(slo: Slo) -> Iterator[Finding]:
@@ -95,8 +109,11 @@ def _tier_twice(slo: Slo) -> Iterator[Finding]:
 
 
 def _period(slo: Slo) -> Iterator[Finding]:
-    longest = max((tier.long for tier in slo.tiers), key=lambda window: window.seconds, default=None)
-    if longest is not None and slo.period.seconds < longest.seconds:
+    longest = max((tier.long for tier in slo.tiers), key=lambda window: window.seconds, default=Duration("", 0))
+    if slo.period.seconds < _SHORTEST_PERIOD.seconds > longest.seconds:
+        message = f"a period of {slo.period.text} is less than a day"
+        yield _finding("short-period", slo.where, "period", message, f"promise something for {_SHORTEST_PERIOD.text}")
+    elif slo.period.seconds < longest.seconds:
         message = f"a period of {slo.period.text} is shorter than the {longest.text} over which a tier looks"
         hint = f"promise something for at least {longest.text}, or name the tiers that look less far: `tiers: […]`"
         yield _finding("short-period", slo.where, "period", message, hint)
@@ -108,12 +125,14 @@ def _period(slo: Slo) -> Iterator[Finding]:
 
 def _template(slo: Slo) -> Iterator[Finding]:
     for key, text in (("title", slo.title), ("meaning", slo.meaning)):
-        if "{{" in text:
+        if "{{" in text or "}}" in text:
             hint = "write what is always true; the alert has the labels severity, tier and slo beside it"
             yield _finding("unknown-template", slo.where, key, "an objective speaks of no series, so of no label", hint)
 
 
-_OF_AN_OBJECTIVE: tuple[Callable[[Slo], Iterator[Finding]], ...] = (_unfirable_tier, _tier_twice, _period, _template)
+_OF_AN_OBJECTIVE: tuple[Callable[[Slo], Iterator[Finding]], ...] = (
+    *(_no_tiers, _unfirable_tier, _tier_twice, _period, _template),
+)
 
 
 def _all_or_nothing_is_bad(query: Query, where: Place, key: str, families: Families) -> Iterator[Finding]:
@@ -152,7 +171,28 @@ def _floor_of_no_share(alert: Alert) -> Iterator[Finding]:
         yield _finding("no-floor", alert.where, "floor", message, "ask one of them, or leave it out")
 
 
-_OF_AN_ALERT: tuple[Callable[[Alert], Iterator[Finding]], ...] = (_no_threshold, _short_window, _floor_of_no_share)
+def _several_compared(alert: Alert) -> Iterator[Finding]:
+    """Yield that a threshold sees one of several counters: PromQL's ``or`` drops the others where labels agree."""
+    if alert.comparison and isinstance(alert.query, Rises) and len(alert.query.families) > 1:
+        message = f"of {', '.join(alert.query.families)} only the first is compared where their labels agree"
+        hint = "leave the threshold out: any rise fires; or write an alert for each"
+        yield _finding("several-compared", alert.where, _key(alert), message, hint)
+
+
+def _silent_when_gone(alert: Alert) -> Iterator[Finding]:
+    if alert.comparison == "<" and not isinstance(alert.query, Promql | Rises):
+        message = "it is silent when the service is gone: what has no series is not below anything"
+        hint = "TelemetryAbsent says that, of the packaged telemetry"
+        yield _finding("silent-when-gone", alert.where, "below", message, hint, Level.ADVICE)
+
+
+def _key(alert: Alert) -> str:
+    return {">": "above", "<": "below"}.get(alert.comparison, "")
+
+
+_OF_AN_ALERT: tuple[Callable[[Alert], Iterator[Finding]], ...] = (
+    *(_no_threshold, _short_window, _floor_of_no_share, _several_compared, _silent_when_gone),
+)
 
 
 def _threshold_out_of_reach(alert: Alert, families: Families) -> Iterator[Finding]:
@@ -161,12 +201,11 @@ def _threshold_out_of_reach(alert: Alert, families: Families) -> Iterator[Findin
     above = alert.comparison == ">"
     if not alert.comparison or (low <= threshold < high if above else low < threshold <= high):
         return
-    key = "above" if above else "below"
     how_often = "never" if (threshold >= high if above else threshold <= low) else "always"
     message = f"{unit} of {threshold:g} is {how_often} {'exceeded' if above else 'undercut'}"
     reach = f"from {low:g} to {high:g}" if high < math.inf else f"{low:g} or more"
     hint = f"it is {reach}" + (": write 0.05 for 5 %" if isinstance(alert.query, Share | Slower) else "")
-    yield _finding("threshold-out-of-reach", alert.where, key, message, hint)
+    yield _finding("threshold-out-of-reach", alert.where, _key(alert), message, hint)
 
 
 def _untested(alert: Alert) -> Iterator[Finding]:
@@ -193,8 +232,9 @@ def _range(query: Query, families: Families) -> tuple[float, float, str]:
 
 
 def _silenced_by(alert: Alert, objectives: Objectives) -> Iterator[Finding]:
-    """Yield what is wrong with the alerts that silence *alert*: they must exist, be worse, and have the labels."""
+    """Yield what is wrong with the alerts that silence *alert*: they must exist, be worse, and have the labels, as it has."""
     severities = _severities(objectives)
+    of_others = _labels_of(objectives)
     labels = (*alert.query.by, *alert.labels)
     for name, equal in alert.inhibited_by.items():
         key = f"inhibited_by.{name}"
@@ -210,6 +250,10 @@ def _silenced_by(alert: Alert, objectives: Objectives) -> Iterator[Finding]:
             if label not in labels:
                 message = f"the alert has no label `{label}`"
                 yield _finding("unknown-label", alert.where, key, message, did_you_mean(label, labels))
+            elif label not in of_others.get(name, labels):
+                message = f"{name} has no label `{label}`, so both never agree in it"
+                both = [each for each in labels if each in of_others[name]]
+                yield _finding("unknown-label", alert.where, key, message, did_you_mean(label, both))
 
 
 def _severities(objectives: Objectives) -> dict[str, set[str]]:
@@ -217,6 +261,16 @@ def _severities(objectives: Objectives) -> dict[str, set[str]]:
         **{slo.alert: {tier.severity for tier in slo.tiers} for slo in objectives.slos},
         **{alert.name: {alert.severity} for alert in objectives.alerts},
     }
+
+
+def _labels_of(objectives: Objectives) -> dict[str, set[str]]:
+    """Return the labels by which alerts may agree with others, by name; those of all who share one."""
+    found: dict[str, set[str]] = {}
+    for slo in objectives.slos:
+        found.setdefault(slo.alert, set()).update(("slo", "tier", *slo.labels))
+    for alert in objectives.alerts:
+        found.setdefault(alert.name, set()).update((*alert.query.by, *alert.labels))
+    return found
 
 
 # ---- both ------------------------------------------------------------------------------------------------------------
@@ -229,12 +283,47 @@ def _unknown_dashboard(name: str, where: Place) -> Iterator[Finding]:
         yield _finding("unknown-dashboard", where, "dashboard", f"there is no dashboard `{name}`", hint)
 
 
+def _named(objectives: Objectives) -> Iterator[tuple[str, Place, str]]:
+    """Yield the name of each alert, the objective or alert that gives it, and by which key."""
+    yield from ((slo.alert, slo.where, "alert") for slo in objectives.slos)
+    yield from ((alert.name, alert.where, "") for alert in objectives.alerts)
+
+
 def _one_name_twice(objectives: Objectives) -> Iterator[Finding]:
     first: dict[str, Place] = {}
-    named = [*((slo.alert, slo.where) for slo in objectives.slos), *((a.name, a.where) for a in objectives.alerts)]
-    for name, where in named:
+    for name, where, _ in _named(objectives):
         if name in first:
             message = f"alert {name} is there already ({first[name]})"
             yield _finding("duplicate-alert", where, "", message, "give it another name: each has a runbook of its own")
         elif name:
             first[name] = where
+
+
+def _names_of_others(objectives: Objectives) -> Iterator[Finding]:
+    """Yield the names in files of a user that are taken: by a route or a silence, or by what is packaged and not named."""
+    slos, alerts = specification.names_of_packaged()
+    places = {where.file for _, where, _ in _named(objectives) if specification.is_of_the_package(where.file)}
+    loaded = {PurePath(place).stem for place in places}
+    routed = _routed()
+    for name, where, key in _named(objectives):
+        if name in routed and where.file not in places:
+            message = f"alerts that are called {name} have a route or a silence of their own"
+            yield _finding("routed-name", where, key, message, "give it another name")
+        elif name in alerts and alerts[name] not in loaded:
+            yield _packaged_name(f"alert {name}", alerts[name], where, key)
+    for slo in objectives.slos:
+        if slo.name in slos and slos[slo.name] not in loaded:
+            yield _packaged_name(f"objective {slo.name}", slos[slo.name], slo.where, "")
+
+
+def _packaged_name(what: str, file: str, where: Place, key: str) -> Finding:
+    message = f"there is a packaged {what}, too"
+    hint = f"give it another name, or do not load both: this file and the rules of `{file}`"
+    return _finding("packaged-name", where, key, message, hint, Level.ADVICE)
+
+
+def _routed() -> frozenset[str]:
+    """Return the names of alerts of which routing itself speaks."""
+    read = routing.load()
+    labels = [route.where for route in read.routes] + [part for each in read.silenced for part in (each.by, each.what)]
+    return frozenset(name for each in labels if "alertname" in each for name in each["alertname"].split("|"))

@@ -30,6 +30,23 @@ _FOREIGN = Path(__file__).parent / "data" / "foreign.yaml"
 _TARGET_LABELS = ("job", "instance", "le", "alertname", "alertstate")
 _PARTS = ("_bucket", "_count", "_sum")
 _OF_COUNTERS = ("rate", "irate", "increase", "resets")
+_OF_SOME = ("topk", "bottomk", "limitk", "limit_ratio")  # answer with some of the series, as they are
+# What Prometheus has only where it is started with --enable-feature. Source: prometheus/prometheus v3.15.0,
+# promql/parser/functions.go (Experimental) and lex.go (IsExperimentalAggregator).
+_EXPERIMENTAL = frozenset(
+    {
+        *("end", "range", "start", "start_timestamp", "step", "info", "max_of", "min_of", "mad_over_time", "limitk"),
+        *("limit_ratio", "double_exponential_smoothing", "histogram_quantiles", "sort_by_label", "sort_by_label_desc"),
+        *("ts_of_first_over_time", "ts_of_last_over_time", "ts_of_max_over_time", "ts_of_min_over_time"),
+    }
+)
+# From the largest unit to the smallest, each once. Source: prometheus/common v0.71.0, model/time.go (ParseDuration).
+_UNITS = {"y": 31_536_000_000, "w": 604_800_000, "d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1_000, "ms": 1}
+_DURATION = re.compile("".join(f"(?:(?P<{unit}>[0-9]+){unit})?" for unit in _UNITS))
+_MOST_MS = (2**63 - 1) // 1_000_000  # what fits into Go's nanoseconds: 292 years
+_LITERAL = re.compile(r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|`[^`]*`""")
+_LENGTH = re.compile(r"(?<![\w:.])(?:[0-9]+(?:ms|[smhdwy]))+")
+_VARIABLE = re.compile(r"[\w${}]*\$[\w${}]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,20 +112,108 @@ def metrics_in(expression: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(selector.name or "" for selector, _ in _selectors(parsed)))
 
 
+def seconds_of(text: str) -> float:
+    """Return the length of time that *text* writes as Prometheus reads it; 0 for none, and for what it refuses."""
+    match = _DURATION.fullmatch(text)
+    parts = match.groupdict(default="0") if match is not None else {}
+    milliseconds = sum(int(number) * _UNITS[unit] for unit, number in parts.items())
+    return milliseconds / 1_000 if milliseconds <= _MOST_MS else 0
+
+
+def unknown_variables(text: str, known: Iterable[str]) -> list[str]:
+    """Return the variables in *text*, outside its literals, that are none of *known*, with whatever they are joined to."""
+    return [found for found in _VARIABLE.findall(_LITERAL.sub('""', text)) if found not in known]
+
+
 def findings(text: str, families: Families, records: Iterable[str], where: Place) -> list[Finding]:
     """Return what is wrong with *text*: no PromQL, names and labels that nobody promises, an exact ``le``, a misused type."""
     import promql_parser  # noqa: PLC0415 - as above
 
-    expression = re.sub(r"\$\w+|\$\{\w+\}", "5m", text)
+    expression = _without_variables(text)
     try:
         parsed = promql_parser.parse(expression)
         promql_parser.parse(f"({expression}) > 0")  # which a number, a text or a range cannot be asked
     except ValueError as error:
         return [Finding("promql-syntax", where, f"this is not PromQL: {error}", "mend the expression")]
-    found: list[Finding] = []
+    found = [*_too_long(expression, where), *_experimental(parsed, where)]
     for selector, function in _selectors(parsed):
         found += _judge_selector(selector, function, families, frozenset(records), where)
     return found
+
+
+def _without_variables(text: str) -> str:
+    """Return *text* with a length of time for each variable, of which a parser knows nothing."""
+    return re.sub(r"\$\w+|\$\{\w+\}", "5m", text)
+
+
+def _too_long(expression: str, where: Place) -> Iterator[Finding]:
+    for length in _LENGTH.findall(_LITERAL.sub('""', expression)):
+        if not seconds_of(length) and int(re.sub(r"\D", "", length)):
+            message = f"Prometheus refuses `{length}`, which is longer than 292 years"
+            yield Finding("promql-syntax", where, message, "write a shorter one")
+
+
+def _experimental(parsed: object, where: Place) -> Iterator[Finding]:
+    """Yield what a Prometheus that is started as usual refuses, with all other rules of the file."""
+    used = {name for each in _walk(parsed) if (name := _name_of(each)) in _EXPERIMENTAL}
+    if any(_fills(each) for each in _walk(parsed)):
+        used.add("fill")
+    for name in sorted(used):
+        message = f"Prometheus has `{name}` only with --enable-feature"
+        yield Finding("experimental-promql", where, message, "ask without it; a file with it is refused as a whole")
+
+
+def _walk(parsed: object) -> Iterator[object]:
+    """Yield *parsed* and every part of it that is an expression."""
+    yield parsed
+    for key in ("args", "lhs", "rhs", "expr", "param"):
+        part = getattr(parsed, key, None)
+        for each in part if isinstance(part, list) else [part]:
+            if each is not None:
+                yield from _walk(each)
+
+
+def _name_of(parsed: object) -> str:
+    """Return the name of the function or aggregation that *parsed* is; empty if it is none."""
+    import promql_parser as parser  # noqa: PLC0415 - as above
+
+    if isinstance(parsed, parser.Call):
+        return parsed.func.name
+    return str(parsed.op) if isinstance(parsed, parser.AggregateExpr) else ""
+
+
+def _fills(parsed: object) -> bool:
+    """Return whether *parsed* gives values to series that only one of its sides has."""
+    values = getattr(getattr(parsed, "modifier", None), "fill_values", None)
+    return values is not None and (values.lhs, values.rhs) != (None, None)
+
+
+def answered_by(text: str) -> frozenset[str] | None:
+    """Return the labels that *text*, which is PromQL, answers with, if its outermost aggregation says so; else None."""
+    import promql_parser as parser  # noqa: PLC0415 - as above
+
+    parsed = _aggregation(parser.parse(_without_variables(text)))
+    if not isinstance(parsed, parser.AggregateExpr) or str(parsed.op) in _OF_SOME:
+        return None
+    if parsed.modifier is not None and parsed.modifier.type != parser.AggModifierType.By:
+        return None
+    added = [parsed.param.val] if isinstance(parsed.param, parser.StringLiteral) else []  # by count_values
+    return frozenset([*(parsed.modifier.labels if parsed.modifier is not None else ()), *added])
+
+
+def _aggregation(parsed: object) -> object:
+    """Return what *parsed* is within parentheses and comparisons with numbers, which leave labels as they are."""
+    import promql_parser as parser  # noqa: PLC0415 - as above
+
+    while True:
+        if isinstance(parsed, parser.ParenExpr):
+            parsed = parsed.expr
+        elif isinstance(parsed, parser.BinaryExpr) and isinstance(parsed.rhs, parser.NumberLiteral):
+            parsed = parsed.lhs
+        elif isinstance(parsed, parser.BinaryExpr) and isinstance(parsed.lhs, parser.NumberLiteral):
+            parsed = parsed.rhs
+        else:
+            return parsed
 
 
 def _selectors(parsed: object, function: str = "") -> Iterator[tuple[promql_parser.VectorSelector, str]]:

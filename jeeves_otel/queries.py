@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from itertools import chain
+from decimal import Decimal
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from jeeves_otel.documents import did_you_mean
-from jeeves_otel.promql import Family, findings
+from jeeves_otel.promql import Family, answered_by, findings, seconds_of, unknown_variables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -26,8 +26,7 @@ Conditions = tuple[tuple[str, tuple[str, ...]], ...]  # (label, accepted values)
 
 AGGREGATES = ("sum", "max", "min", "avg", "count")
 _SEEN = "15m"
-_DURATION = re.compile(r"(\d+)(ms|s|m|h|d|w|y)")
-_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800, "y": 31_536_000}
+VARIABLES = ("$window",)  # of what is written out
 
 
 class Duration(NamedTuple):
@@ -51,10 +50,10 @@ class Query(Protocol):
 def duration(node: Node) -> Duration:
     """Return the length of time that is written at *node*; anything else is a finding, and one second."""
     text = node.text()
-    parts = _DURATION.findall(text)
-    seconds = sum(int(number) * _SECONDS[unit] for number, unit in parts)
-    if text and (not seconds or "".join(chain.from_iterable(parts)) != text):
-        node.report("not-a-duration", f"`{text}` is not a length of time", "write it as 15s, 5m, 1h30m or 30d")
+    seconds = seconds_of(text)
+    if text and not seconds:
+        hint = "write it as 15s, 5m, 1h30m or 30d: the largest unit first, each once, less than 292y"
+        node.report("not-a-duration", f"`{text}` is not a length of time", hint)
     return Duration(text, seconds or 1.0)
 
 
@@ -155,7 +154,8 @@ class Quantile:
     def promql(self, window: str) -> str:
         """Return ``histogram_quantile`` over the buckets of all instances."""
         buckets = _rate(f"{self.family}_bucket", window, ("le", *self.by), where=self.where)
-        return f"histogram_quantile({self.q:g}, {buckets})"
+        # In full: rounded, 0.9999999 is 1, and the answer infinite or the last bound.
+        return f"histogram_quantile({Decimal(repr(self.q)):f}, {buckets})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,12 +250,13 @@ def _braces(where: Conditions, without: Conditions = (), le: str = "") -> str:
 
 def _matcher(label: str, values: tuple[str, ...], sign: str) -> str:
     if len(values) == 1:
-        return f"{label}{'=' if sign == '=' else '!='}{_quoted(values[0])}"
-    return f"{label}{sign}~{_quoted('|'.join(re.escape(value) for value in values))}"
+        return f"{label}{'=' if sign == '=' else '!='}{quoted(values[0])}"
+    return f"{label}{sign}~{quoted('|'.join(re.escape(value) for value in values))}"
 
 
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+def quoted(text: str) -> str:
+    """Return *text* as a literal of PromQL, which goes over no end of a line."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -270,6 +271,7 @@ class _Reader:
     families: Families
     shape: str
     types: tuple[str, ...]
+    variables: tuple[str, ...] = VARIABLES
     unknown: Family = field(default=Family("", "", MappingProxyType({})))
 
     def family(self) -> Family:
@@ -333,13 +335,16 @@ def _judge_values(node: Node, family: Family, label: str, values: tuple[str, ...
             node.report("unknown-value", f"{label} of {family.name} is never `{value}`", hint)
 
 
-def read_query(node: Node, families: Families, records: Iterable[str] = ()) -> Query:
+def read_query(
+    node: Node, families: Families, records: Iterable[str] = (), variables: tuple[str, ...] = VARIABLES
+) -> Query:
     """Return the query at *node*; everything that no family promises is a finding.
 
     Args:
         node: A mapping with one key of a shape: rate, share, slower, quantile, mean, level, rises, promql.
         families: What may be asked.
         records: Names of recording rules, which `promql` may ask too.
+        variables: What `promql` may leave open.
     """
     fields = node.fields()
     shapes = [key for key in fields if key in _SHAPES]
@@ -348,7 +353,7 @@ def read_query(node: Node, families: Families, records: Iterable[str] = ()) -> Q
         return Promql("")
     shape = shapes[0]
     types, known, required, build = _SHAPES[shape]
-    reader = _Reader(node, node.fields((shape, *known), required), families, shape, types)
+    reader = _Reader(node, node.fields((shape, *known), required), families, shape, types, variables)
     if shape == "promql":
         return _read_promql(reader, families, records)
     if shape == "rises":
@@ -360,7 +365,12 @@ def _read_share(reader: _Reader, family: Family) -> Query:
     bad, excluded = (reader.conditions(key, family) for key in ("bad", "excluded"))
     if not bad and "bad" in reader.fields:
         reader.fields["bad"].report("no-value", "nothing is bad", "write which label says so: `bad: {status: error}`")
-    return Share(family.name, bad, excluded, reader.by(family))
+    by = reader.by(family)
+    if bad and {label for label, _ in bad} <= set(by):
+        hint = "take it out of `by`, or ask a `rate` by it"
+        message = f"by {', '.join(label for label, _ in bad)}, which says what is bad, every share is 0 or 1"
+        reader.fields["by"].report("bad-in-by", message, hint)
+    return Share(family.name, bad, excluded, by)
 
 
 def _read_slower(reader: _Reader, family: Family) -> Query:
@@ -400,9 +410,21 @@ def _read_rises(reader: _Reader) -> Query:
 def _read_promql(reader: _Reader, families: Families, records: Iterable[str]) -> Query:
     node = reader.fields["promql"]
     text = node.text().strip()
-    for finding in findings(text, families, records, node.where):
+    by = reader.fields["by"].texts() if "by" in reader.fields else ()
+    for name in unknown_variables(text, reader.variables):
+        hint = f"write {' or '.join(reader.variables)}, alone, or a length of time"
+        node.report("unknown-variable", f"nothing is put in the place of `{name}`", hint)
+    found = findings(text, families, records, node.where)
+    for finding in found:
         node.report(finding.id, finding.message, finding.hint)
-    return Promql(text, reader.fields["by"].texts() if "by" in reader.fields else ())
+    answered = answered_by(text) if not found else None
+    if answered is not None and answered != set(by):
+        says, answers = (", ".join(sorted(labels)) or "no label" for labels in (by, answered))
+        hint = f"write `by: [{', '.join(sorted(answered))}]`, or ask by what it says"
+        reader.fields.get("by", node).report(
+            "other-labels", f"the expression answers by {answers}, and `by` says {says}", hint
+        )
+    return Promql(text, by)
 
 
 _SHAPES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], Callable[[_Reader, Family], Query]]] = {

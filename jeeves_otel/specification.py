@@ -7,9 +7,11 @@ promises, or could never happen. Nothing here imports OpenTelemetry.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import replace
 from decimal import Decimal, InvalidOperation
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from jeeves_otel.registry import Registry
 
 FOLDER = Path(__file__).parent / "data" / "objectives"
+_PLACE = "jeeves_otel/data/objectives"  # of packaged files, in findings
+_LONGEST_PAGE = 40 - len("jeeves-")  # Grafana takes no uid that is longer than 40
+_HASH = 6  # characters
 _ALERT_NAME = re.compile(r"[A-Z][A-Za-z0-9]+")
 _SLO_NAME = re.compile(r"[a-z][a-z0-9_]*")
 _ALERT_KEYS = (
@@ -38,6 +43,7 @@ _LABEL_PLACE = r" \$labels\.(\w+) "
 _VALUE_PLACE = r" \$value \| (\w+) "
 # Of Prometheus' functions in texts, those whose output the generated tests know.
 FUNCTIONS = ("humanize", "humanizeDuration", "humanizePercentage")
+_TEMPLATES = "write {{ $labels.NAME }} or {{ $value | humanize }}, with these spaces"
 _HEAD = re.compile(r"""^["']?(slos|alerts)["']?\s*:""", re.MULTILINE)
 _LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _RESERVED_LABELS = ("alertname", "severity", "slo", "tier")
@@ -74,9 +80,43 @@ def packaged() -> dict[str, Path]:
     return {path.stem: path for path in sorted(FOLDER.glob("*.yaml")) if path.name != "tiers.yaml"}
 
 
+@cache
+def names_of_packaged() -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """Return the objectives and the alerts that are packaged, each by name, with the name of its file."""
+    slos, alerts = {}, {}
+    for file, path in packaged().items():
+        top = read(path.read_text(encoding="utf-8"), path.name)[0].fields()
+        for name, node in top["slos"].fields().items() if "slos" in top else ():
+            slos[name] = alerts[node.fields()["alert"].text()] = file
+        alerts |= dict.fromkeys(top["alerts"].fields() if "alerts" in top else (), file)
+    return MappingProxyType(slos), MappingProxyType(alerts)
+
+
+def is_packaged(path: Path) -> bool:
+    """Return whether *path* leads to one of the packaged files, however it is written."""
+    return path.resolve().parent == FOLDER.resolve()
+
+
+def place_of(path: Path) -> str:
+    """Return what the file at *path* is called in findings, and told from others by; no file of a user is called like a packaged one."""
+    if is_packaged(path):
+        return f"{_PLACE}/{path.name}"
+    return str(path.absolute() if is_of_the_package(str(path)) else path)
+
+
+def is_of_the_package(place: str) -> bool:
+    """Return whether *place*, of which a finding speaks, is a packaged file."""
+    return place.startswith(f"{_PLACE}/")
+
+
 def own_page(file: str) -> str:
-    """Return the name of the dashboard that the objectives of a user's *file* get."""
-    return f"own-{re.sub('[^a-z0-9]+', '-', Path(file).stem.lower()).strip('-')}"
+    """Return the name of the dashboard that the objectives of a user's *file* get; a long one ends with a hash."""
+    stem = Path(file).stem
+    name = f"own-{re.sub('[^a-z0-9]+', '-', stem.lower()).strip('-')}"
+    if name != "own-" and len(name) <= _LONGEST_PAGE:
+        return name
+    short = name[: _LONGEST_PAGE - _HASH - 1].rstrip("-")
+    return f"{short}-{hashlib.sha256(stem.encode()).hexdigest()[:_HASH]}"
 
 
 def holds_objectives(path: str) -> bool:
@@ -169,7 +209,7 @@ class _File:
         self._tiers = tiers
         self._slos = slos
         self._links = links
-        self._labels: Mapping[str, str] = {}
+        self._labels: Mapping[str, Node] = {}
         self._rules = ""  # name of the rule file for alerts
         self._dashboard = ""  # of what names none
 
@@ -178,14 +218,14 @@ class _File:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            root, document = read("{}", str(path))
+            root, document = read("{}", place_of(path))
             root.report("unreadable-file", f"it cannot be read ({type(error).__name__})", "check the path and rights")
             self.findings += document.findings
             return Objectives((), ())
-        is_own = not path.is_relative_to(FOLDER)
+        is_own = not is_packaged(path)
         self._dashboard = own_page(path.name) if is_own else ""
         self._rules = own_page(path.name) if is_own else "alerts"
-        root, document = read(text, str(path) if is_own else path.name)
+        root, document = read(text, place_of(path))
         top = root.fields(("profile", "rules", "labels", "slos", "alerts")) if not document.findings else {}
         self._name_rules(top.get("rules"), is_own=is_own)
         self._labels = _own_labels(top.get("labels"))
@@ -239,7 +279,7 @@ class _File:
             tiers=self._tiers_of(entry.get("tiers")),
             dashboard=dashboard,
             links=self._links.of(alert, dashboard),
-            labels=MappingProxyType({**self._labels, **_own_labels(entry.get("labels"))}),
+            labels=_values({**self._labels, **_own_labels(entry.get("labels"))}),
             runbook=self._runbook(entry.get("runbook")),
             file=self._slo_rules,
             where=node.where,
@@ -268,10 +308,12 @@ class _File:
             node.report("alert-name", f"`{name}` is not a name of an alert", "write it in CamelCase")
         comparison, threshold = self._threshold(entry)
         cases = entry["cases"].fields(("fires", "silent")) if "cases" in entry else {}
+        labels = {**self._labels, **_own_labels(entry.get("labels"))}
         query = read_query(entry["query"], self._families, self._records) if "query" in entry else Promql("")
         for key in ("summary", "description"):
             if key in entry:
-                _judge_text(entry[key], (*query.by, "severity", *self._labels))
+                _judge_text(entry[key], query.by)
+        _judge_labels(name, labels, query.by)
         fires = tuple(_case(each) for each in cases["fires"].items()) if "fires" in cases else ()
         for case in fires:
             if missing := set(query.by) - set(case.labels):
@@ -296,7 +338,7 @@ class _File:
             description=entry["description"].text() if "description" in entry else "",
             dashboard=dashboard,
             links=self._links.of(name, dashboard),
-            labels=MappingProxyType({**self._labels, **_own_labels(entry.get("labels"))}),
+            labels=_values(labels),
             runbook=self._runbook(entry.get("runbook")),
             fires=fires,
             silent=tuple(_case(each) for each in cases["silent"].items()) if "silent" in cases else (),
@@ -308,6 +350,8 @@ class _File:
 
     def _threshold(self, entry: dict[str, Node]) -> tuple[str, Decimal]:
         """Return how the query is compared, and with what: a number, or the bound that an objective promises."""
+        if "above" in entry and "below" in entry:
+            entry["below"].report("two-thresholds", "there is `above`, too", "write two alerts, each with one of them")
         for key, comparison in (("above", ">"), ("below", "<")):
             if key not in entry:
                 continue
@@ -339,7 +383,7 @@ def _texts(node: Node | None) -> dict[str, str]:
     return {key: value.text() for key, value in node.fields().items()} if node is not None else {}
 
 
-def _own_labels(node: Node | None) -> dict[str, str]:
+def _own_labels(node: Node | None) -> dict[str, Node]:
     """Return the labels at *node*; those that alerts have anyway, and those that Prometheus refuses, are findings."""
     own = {}
     for name, each in node.fields().items() if node is not None else ():
@@ -347,9 +391,26 @@ def _own_labels(node: Node | None) -> dict[str, str]:
             each.report("reserved-label", f"`{name}` is set already", "give it another name; routing reads this one")
         elif not _LABEL_NAME.fullmatch(name):
             each.report("label-name", f"`{name}` is not a label", "use letters, digits and underscores, no digit first")
-        else:
-            own[name] = each.text()
+        elif name.startswith("__"):
+            each.report("label-name", f"`{name}` is one of Prometheus' own labels", "begin with at most one underscore")
+        elif text := each.text():  # for Prometheus, an empty one is none
+            own[name] = each
+            if re.search(r"\{\{|\}\}", text):
+                hint = "write what is always true, or ask `by` a label that says it"
+                each.report("unknown-template", "a label is a fixed text: by it alerts are routed and silenced", hint)
     return own
+
+
+def _values(labels: Mapping[str, Node]) -> Mapping[str, str]:
+    return MappingProxyType({name: node.text() for name, node in labels.items()})
+
+
+def _judge_labels(alert: str, labels: Mapping[str, Node], by: tuple[str, ...]) -> None:
+    """Report the labels that *alert* writes over those by which its query tells series apart."""
+    for label in by:
+        if label in labels:
+            message = f"{alert} answers by `{label}`; with one value for all, Prometheus refuses two series at once"
+            labels[label].report("label-of-series", message, "give it another name, or take it out of `by`")
 
 
 def _alert_name(node: Node) -> str:
@@ -370,8 +431,9 @@ def _judge_text(node: Node, labels: tuple[str, ...]) -> None:
         elif function is not None and function[1] not in FUNCTIONS:
             node.report("unknown-function", f"`{function[1]}` cannot be tested", did_you_mean(function[1], FUNCTIONS))
         elif label is None and function is None:
-            hint = "write {{ $labels.NAME }} or {{ $value | humanize }}, with these spaces"
-            node.report("unknown-template", f"`{{{{{place}}}}}` cannot be tested", hint)
+            node.report("unknown-template", f"`{{{{{place}}}}}` cannot be tested", _TEMPLATES)
+    if half := re.search(r"\{\{|\}\}", re.sub(r"\{\{.*?\}\}", "", text)):
+        node.report("unknown-template", f"there is a `{half[0]}` without its other half", _TEMPLATES)
 
 
 def _inhibited_by(node: Node | None) -> Mapping[str, tuple[str, ...]]:

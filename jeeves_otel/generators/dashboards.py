@@ -8,6 +8,7 @@ not fill in; the data source is a variable, and every panel says what it shows, 
 from __future__ import annotations
 
 import json
+import math
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -175,7 +176,8 @@ def _defaults(panel: Panel) -> Json:
         steps.append({"color": "red", "value": limit})
     return {
         "unit": panel.unit,
-        "min": 0,
+        # What may be less is cut off otherwise, and its line with it.
+        **({"min": 0} if not any(-math.inf < value < 0 for _, value in panel.thresholds) else {}),
         **({"max": 1} if panel.kind == "bargauge" else {}),
         "noValue": "nothing" if panel.incident else "no data",
         "color": {"mode": "thresholds" if panel.kind != "timeseries" else "palette-classic"},

@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from jeeves_otel.generators import rules
+from jeeves_otel.queries import quoted
 from jeeves_otel.samples import samples
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ _THOUSAND = 1_000
 
 def series(name: str, labels: Mapping[str, str]) -> str:
     """Return the name of a series: ``name{label="value"}``."""
-    return name + "{" + ", ".join(f'{label}="{value}"' for label, value in labels.items()) + "}"
+    return name + "{" + ", ".join(f"{label}={quoted(value)}" for label, value in labels.items()) + "}"
 
 
 def counter(parts: Iterable[tuple[int, float, bool]]) -> str:

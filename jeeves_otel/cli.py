@@ -23,7 +23,7 @@ from jeeves_otel.registry import DATA, Registry, examine, profile_names
 from jeeves_otel.settings import VARIABLES, Settings, describe
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from jeeves_otel.objectives import Objectives
 
@@ -91,10 +91,12 @@ def render(*, only_check: bool, prune: bool) -> None:
     if only_check:
         sys.exit(1 if _print_stale(registry) else 0)
     files = _rendered(registry)
-    for path, text in files.items():
-        _write(_ROOT / path, text, path)
+    _write({_ROOT / path: text for path, text in files.items()}, _ROOT)
     for path in generators.left_over(files, _ROOT):
-        _remove(_ROOT / path, path, prune=prune)
+        if generators.was_rendered(_ROOT / path):
+            _remove(_ROOT / path, path, prune=prune)
+        else:
+            click.echo(f"{path} is in a folder where everything is rendered; move it elsewhere", err=True)
 
 
 @main.command()
@@ -102,12 +104,14 @@ def render(*, only_check: bool, prune: bool) -> None:
 @click.option("--into", required=True, type=click.Path(file_okay=False), help="Folder to write into.")
 @click.option("--runbooks", metavar="URL", help="Where your runbooks will be; alerts lead to URL/ALERT.md.")
 @click.option("--dashboards", "pages", metavar="URL", help="Where your Grafana is; alerts lead to URL/jeeves-NAME.")
-def rules(names: tuple[str, ...], into: str, runbooks: str | None, pages: str | None) -> None:
+@click.option("--prune", is_flag=True, help="Remove what this command has written there before, and does not any more.")
+def rules(names: tuple[str, ...], into: str, runbooks: str | None, pages: str | None, *, prune: bool) -> None:
     """Write rules with their tests, runbooks, dashboards and files for Alertmanager, from objectives of your own.
 
     FILE is YAML with `slos:` and `alerts:`; its `profile:` says whose metrics it speaks of. It may also be the name of
     packaged ones: jeeves, collector, prometheus, telemetry. Files that this command has written before are replaced; if
-    any other is in the way, nothing is written.
+    any other is in the way, nothing is written. Name everything that is written into one folder in one call: what the
+    others are made of is left over, and named.
     """
     files = [_file_of_objectives(name) for name in names]
     links = Links(**{key: url.rstrip("/") for key, url in (("runbooks", runbooks), ("dashboards", pages)) if url})
@@ -120,15 +124,11 @@ def rules(names: tuple[str, ...], into: str, runbooks: str | None, pages: str | 
         Path(into) / path: _signed(text, source if not path.endswith(".json") else json.dumps(source)[1:-1])
         for path, text in _rendered_for_own(files, registry, promised, links).items()
     }
-    taken = [
-        path for path in targets if path.is_file() and _OWN not in path.read_text(encoding="utf-8", errors="replace")
-    ]
-    for path in taken:
-        click.echo(f"{path} is not from this command; move it away, or write into another folder", err=True)
-    if taken:
-        sys.exit(1)
-    for path, text in targets.items():
-        _write(path, text)
+    _write(targets, mark=_OWN)
+    rendered = {path.relative_to(into).as_posix(): text for path, text in targets.items()}
+    for left in generators.left_over(rendered, Path(into)):
+        if generators.was_rendered(Path(into) / left, _OWN):
+            _remove(Path(into) / left, str(Path(into) / left), prune=prune)
 
 
 @main.command("collector")
@@ -206,15 +206,18 @@ def _file_of_objectives(name: str) -> Path:
 
 def _rendered_for_own(files: Sequence[Path], registry: Registry, promised: Objectives, links: Links) -> dict[str, str]:
     """Return everything that is made of the objectives in *files*, ``{path: text}``."""
-    packaged = [file for file in files if file in specification.packaged().values()]
+    packaged = [file for file in files if specification.is_packaged(file)]
     own: dict[str, list[Path]] = {}  # files of one name share a dashboard, as they share a rule file
     for file in files:
         if file not in packaged:
             own.setdefault(specification.own_page(file.name), []).append(file)
-    pages = [dashboards.of_own(page, of[0].stem, promised.of_files(map(str, of))) for page, of in own.items()]
+    pages = [
+        dashboards.of_own(page, of[0].stem, promised.of_files(map(specification.place_of, of)))
+        for page, of in own.items()
+    ]
     everything, _ = specification.examine(registry, specification.packaged().values(), links)
     if packaged:
-        named = promised.of_files(file.name for file in packaged).dashboards
+        named = promised.of_files(map(specification.place_of, packaged)).dashboards
         pages += [page for page in dashboards.examine(families_of(registry), everything)[0] if page.name in named]
     return generators.render_own(registry, promised, pages, everything)
 
@@ -224,18 +227,49 @@ def _signed(text: str, source: str) -> str:
     return _RENDERED.sub(lambda _: source, text, count=1).replace(" and fail CI", "", 1)
 
 
-def _write(target: Path, text: str, shown: str = "") -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(text, encoding="utf-8", newline="\n")
-    click.echo(shown or target)
+def _write(files: Mapping[Path, str], root: Path | None = None, mark: str = "") -> None:
+    """Write *files* and name them, below *root* if there is one; if one cannot be written, say so, and exit.
+
+    Nothing is written if that can be known before: a file stands where a folder has to be, or the other way round, a
+    folder cannot be made, or there is a file without *mark*.
+    """
+    try:
+        obstacles = list(dict.fromkeys(found for path in files if (found := _obstacle(path, mark))))
+        for obstacle in obstacles:
+            click.echo(f"{obstacle}; move it away, or write into another folder", err=True)
+        if obstacles:
+            sys.exit(1)
+        for path in files:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        for path, text in files.items():
+            path.write_text(text, encoding="utf-8", newline="\n")
+            click.echo(path.relative_to(root) if root else path)
+    except OSError as error:
+        where = error.filename or "what is made of them"
+        click.echo(f"{where} cannot be written ({error.strerror}); write into another folder", err=True)
+        sys.exit(1)
+
+
+def _obstacle(path: Path, mark: str) -> str:
+    """Return what is in the way of a file at *path*, in words; empty if nothing is known to be."""
+    above = next((parent for parent in path.parents if parent.exists()), path.parent)
+    if above.exists() and not above.is_dir():
+        return f"{above} is a file, and has to be a folder"
+    if path.is_dir():
+        return f"{path} is a folder, and has to be a file"
+    if mark and path.is_file() and not generators.was_rendered(path, mark):
+        return f"{path} is not from this command"
+    return ""
 
 
 def _remove(target: Path, shown: str, *, prune: bool) -> None:
-    """Remove a file that was rendered once, if that is asked for; what somebody has written stays. Both are named."""
-    if not generators.was_rendered(target):
-        click.echo(f"{shown} is in a folder where everything is rendered; move it elsewhere", err=True)
-    elif prune:
-        target.unlink()
+    """Remove a file that was rendered once, if that is asked for. It is named, either way."""
+    if prune:
+        try:
+            target.unlink()
+        except OSError as error:
+            click.echo(f"{shown} cannot be removed ({error.strerror})", err=True)
+            sys.exit(1)
         click.echo(f"{shown} (removed: nothing renders it any more)")
     else:
         click.echo(f"{shown} is rendered no more; look at it, and remove it with --prune", err=True)

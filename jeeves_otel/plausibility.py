@@ -68,7 +68,7 @@ def judge(objectives: Objectives, families: Families) -> list[Finding]:
     for alert in objectives.alerts:
         found += chain.from_iterable(rule(alert) for rule in _OF_AN_ALERT)
         found += _all_or_nothing_is_bad(alert.query, alert.where, "query", families)
-        found += [*_threshold_out_of_reach(alert, families)] or _untested(alert)
+        found += [*_threshold_out_of_reach(alert, families)] or [*_silent_when_gone(alert), *_untested(alert)]
         found += _silenced_by(alert, objectives)
         found += _unknown_dashboard(alert.dashboard, alert.where)
     return [*found, *_one_name_twice(objectives), *_names_of_others(objectives)]
@@ -180,8 +180,8 @@ def _several_compared(alert: Alert) -> Iterator[Finding]:
 
 
 def _silent_when_gone(alert: Alert) -> Iterator[Finding]:
-    if alert.comparison == "<" and not isinstance(alert.query, Promql | Rises):
-        message = "it is silent when the service is gone: what has no series is not below anything"
+    if alert.comparison == "<" and isinstance(alert.query, Rate | Share | Slower | Mean | Quantile):
+        message = "it is silent when the service is gone: of no series, nothing is below anything"
         hint = "TelemetryAbsent says that, of the packaged telemetry"
         yield _finding("silent-when-gone", alert.where, "below", message, hint, Level.ADVICE)
 
@@ -191,7 +191,7 @@ def _key(alert: Alert) -> str:
 
 
 _OF_AN_ALERT: tuple[Callable[[Alert], Iterator[Finding]], ...] = (
-    *(_no_threshold, _short_window, _floor_of_no_share, _several_compared, _silent_when_gone),
+    *(_no_threshold, _short_window, _floor_of_no_share, _several_compared),
 )
 
 

@@ -423,7 +423,7 @@ def _alert_name(node: Node) -> str:
 def _judge_text(node: Node, labels: tuple[str, ...]) -> None:
     """Report what the text of an annotation asks that the alert does not have: it would be empty, at night."""
     text = node.text()
-    for place in re.findall(r"\{\{(.*?)\}\}", text):
+    for place in re.findall(r"\{\{(.*?)\}\}", text, re.DOTALL):
         label, function = (re.fullmatch(pattern, place) for pattern in (_LABEL_PLACE, _VALUE_PLACE))
         if label is not None and label[1] not in labels:
             hint = f"put it into `by`, or {did_you_mean(label[1], labels)}"
@@ -432,7 +432,7 @@ def _judge_text(node: Node, labels: tuple[str, ...]) -> None:
             node.report("unknown-function", f"`{function[1]}` cannot be tested", did_you_mean(function[1], FUNCTIONS))
         elif label is None and function is None:
             node.report("unknown-template", f"`{{{{{place}}}}}` cannot be tested", _TEMPLATES)
-    if half := re.search(r"\{\{|\}\}", re.sub(r"\{\{.*?\}\}", "", text)):
+    if half := re.search(r"\{\{|\}\}", re.sub(r"\{\{.*?\}\}", "", text, flags=re.DOTALL)):
         node.report("unknown-template", f"there is a `{half[0]}` without its other half", _TEMPLATES)
 
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 # Where every file is rendered: what else is there was rendered once, of something that is no more.
 FOLDERS = ("collector/rules", "collector/grafana/dashboards", "docs/runbooks", "tests/alertmanager", "tests/rules")
-_MARK = "Generated from jeeves_otel/data"
+_KINDS = (".json", ".md", ".yaml")
+MARK = "Generated from jeeves_otel/data"
 
 
 def render(
@@ -100,17 +101,19 @@ def stale(files: Mapping[str, str], root: Path) -> dict[str, str]:
 
 
 def left_over(files: Mapping[str, str], root: Path) -> list[str]:
-    """Return the paths of files in `FOLDERS` below *root* that nothing renders, sorted."""
-    kinds = {path.rpartition(".")[2] for path in files}
+    """Return the paths of files in `FOLDERS` below *root* that are none of *files*, sorted."""
     there = {
         path.relative_to(root).as_posix()
         for folder in FOLDERS
         for path in (root / folder).rglob("*")
-        if path.is_file() and path.suffix[1:] in kinds
+        if path.is_file() and path.suffix in _KINDS
     }
     return sorted(there - files.keys())
 
 
-def was_rendered(path: Path) -> bool:
-    """Return whether the file at *path* says that it was rendered, and so may be removed."""
-    return _MARK in path.read_text(encoding="utf-8", errors="replace")
+def was_rendered(path: Path, mark: str = MARK) -> bool:
+    """Return whether the file at *path* says that it was rendered, by its *mark*, and so may be replaced or removed."""
+    try:
+        return mark in path.read_text(encoding="utf-8", errors="replace")
+    except OSError:  # what nobody can read says nothing
+        return False

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,6 +14,7 @@ import yaml
 from jeeves_otel.demo.parts import cached
 from jeeves_otel.generators import promtool
 from jeeves_otel.specification import FUNCTIONS
+from tests.unit.test_plausibility import EXPERIMENTAL, LENGTHS
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = cached("prometheus")
@@ -32,6 +34,32 @@ def test_the_rule_files_are_valid(file: Path) -> None:
     result = _promtool("check", "rules", "--lint=all", "--lint-fatal", file)
 
     assert (0, "") == (result.returncode, result.stderr)
+
+
+def _is_taken(tmp_path: Path, **rule: Any) -> bool:
+    """Return whether Prometheus takes a file with one alert; *rule* says what it is."""
+    path = tmp_path / "own.yaml"
+    content = {"groups": [{"name": "own", "rules": [{"alert": "Own", "expr": "up", **rule}]}]}
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return _promtool("check", "rules", path).returncode == 0
+
+
+@pytest.mark.parametrize("promql", EXPERIMENTAL)
+def test_prometheus_refuses_what_is_behind_a_flag(promql: str, tmp_path: Path) -> None:
+    """So `check` has to say it; in a version that takes it, it is a finding for nothing."""
+    assert not _is_taken(tmp_path, expr=promql)
+
+
+@pytest.mark.parametrize("function", ["first_over_time", "last_over_time", "quantile_over_time"])
+def test_prometheus_takes_what_is_not(function: str, tmp_path: Path) -> None:
+    """Or the test above would pass for any reason."""
+    assert _is_taken(tmp_path, expr=f"{function}({'0.5, ' if 'quantile' in function else ''}up[5m])")
+
+
+@pytest.mark.parametrize(("text", "accepted"), LENGTHS.items())
+def test_a_length_of_time_is_one_for_prometheus(text: str, *, accepted: bool, tmp_path: Path) -> None:
+    """The same table as that of `check`; only 0 is possible, and says nothing."""
+    assert (accepted or text == "0s") == _is_taken(tmp_path, **{"for": text})
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "tests/rules").glob("*.yaml")), ids=lambda path: path.stem)

@@ -260,9 +260,9 @@ def test_an_objective_of_a_user_gives_its_rules_and_their_tests(tmp_path: Path) 
     assert [] == findings
     assert 5 == names.count("ToolErrorBudgetBurn")
     tiers = ("outage", "fast", "slow", "ticket", "drift")
-    assert {f"tests/rules/own-own-slos{part}.yaml" for part in ("", "-records", *(f"-{tier}" for tier in tiers))} == set(
-        rule_tests.files(found, families_of(REGISTRY))
-    )
+    assert {
+        f"tests/rules/own-own-slos{part}.yaml" for part in ("", "-records", *(f"-{tier}" for tier in tiers))
+    } == set(rule_tests.files(found, families_of(REGISTRY)))
 
 
 def test_a_user_may_have_alerts_and_no_objective(tmp_path: Path) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import re
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from jeeves_otel.demo import parts
-from jeeves_otel.demo.on_call import Pace
+from jeeves_otel.demo.drill import Told, main as drill_main
+from jeeves_otel.demo.on_call import Notification, Pace
 from jeeves_otel.registry import load
 from jeeves_otel.specification import examine
 from tests.helpers import poll_until
@@ -19,6 +20,8 @@ from tests.integration.test_stack import Stack
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from jeeves_otel.demo.drill import Rehearsal
 
 real = [
     pytest.mark.integration,
@@ -66,6 +69,39 @@ class TestDrill:
 
         assert 7 <= len(before)
         assert (130, []) == (status, drill.left()), drill.output
+
+
+@pytest.mark.parametrize("times", ["0", "-1", "nan", "61", "fast"])
+def test_a_pace_that_no_drill_has_is_wrong_usage(times: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is said before anything starts."""
+    with pytest.raises(SystemExit) as stopped:
+        drill_main(["--faster", times])
+
+    assert 2 == stopped.value.code
+    assert f"--faster: `{times}` is not a number above 0, up to 60" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("receiver", "severity", "after_s", "met"),
+    [
+        ("pagerduty", "critical", 150.0, True),
+        ("pagerduty", "critical", 150.1, False),
+        ("slack", "critical", 1.0, False),
+        ("default", "critical", 1.0, False),
+        ("slack", "warning", 1.0, True),
+        ("pagerduty", "warning", 1.0, False),
+    ],
+)
+def test_who_is_told_must_be_whom_routing_names(receiver: str, severity: str, after_s: float, *, met: bool) -> None:
+    """A page that goes to a channel wakes nobody, however soon it comes."""
+    told = Notification(0.0, receiver, {"alertname": "LLMErrorBudgetBurn", "severity": severity})
+
+    assert met == Told(cast("Rehearsal", None), None, None, None, told, after_s, 150.0).met
+
+
+def test_what_nobody_is_told_of_is_not_met() -> None:
+    """However long it is waited for."""
+    assert not Told(cast("Rehearsal", None), None, None, None, None, None, 150.0).met
 
 
 def test_in_production_the_drill_changes_no_window_and_no_goal() -> None:

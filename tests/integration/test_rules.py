@@ -14,7 +14,7 @@ import yaml
 from jeeves_otel.demo.parts import cached
 from jeeves_otel.generators import promtool
 from jeeves_otel.specification import FUNCTIONS
-from tests.unit.test_plausibility import EXPERIMENTAL, LENGTHS
+from tests.prometheus import EXPERIMENTAL, LENGTHS
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = cached("prometheus")

@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from jeeves_otel import generators
 from jeeves_otel.checks import examine_all
 from jeeves_otel.cli import _specification, main
 from jeeves_otel.registry import profile_names
 from jeeves_otel.settings import VARIABLES
+from jeeves_otel.specification import packaged
+from tests import examples
 
 ROOT = Path(__file__).parents[2]
 
@@ -104,6 +107,103 @@ def test_render_removes_only_what_was_rendered_and_only_if_asked(
 
     assert (0, stays) == (result.exit_code, left.exists())
     assert "collector/rules/gone.yaml" in result.output
+
+
+def _rules(*arguments: str | Path, code: int = 0) -> Result:
+    """Return what ``jeeves-otel rules`` says."""
+    result = CliRunner().invoke(main, ["rules", *map(str, arguments)])
+    assert (code, None) == (result.exit_code, None if code else result.exception), result.output
+    return result
+
+
+def _files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_rules_are_written_nowhere_if_a_file_or_a_folder_is_in_the_way(tmp_path: Path) -> None:
+    """Each is named once, before anything is written."""
+    (tmp_path / "file").touch()
+    page = tmp_path / "out/docs/runbooks/ToolErrorBudgetBurn.md"
+    page.mkdir(parents=True)
+    below_a_file = _rules(examples.SUPPORT, "--into", tmp_path / "file/sub", code=1)
+    over_a_folder = _rules(examples.SUPPORT, "--into", tmp_path / "out", code=1)
+
+    assert f"{tmp_path / 'file'} is a file, and has to be a folder; move it away" in below_a_file.stderr
+    assert f"{page} is a folder, and has to be a file; move it away" in over_a_folder.stderr
+    assert (1, 1) == tuple(len(each.stderr.splitlines()) for each in (below_a_file, over_a_folder))
+    assert {"file"} == _files(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its name and the reason, and nothing is written."""
+
+    def refuse(path: Path, **_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    result = _rules(examples.SUPPORT, "--into", tmp_path / "out", code=1)
+
+    assert f"{tmp_path / 'out/collector/rules'} cannot be written (Permission denied)" in result.stderr
+    assert ("", 1) == (result.stdout, len(result.stderr.splitlines()))
+
+
+def test_rules_that_are_made_of_nothing_any_more_are_named_and_removed_only_if_asked(tmp_path: Path) -> None:
+    """The rule of an alert that was taken out would still fire; what others put there is theirs."""
+    own, out = tmp_path / "support.yaml", tmp_path / "out"
+    text = examples.SUPPORT.read_text(encoding="utf-8")
+    own.write_text(text, encoding="utf-8")
+    _rules(own, "--into", out)
+    before = _files(out)
+    (out / "collector/rules/mine.yaml").write_text("groups: []\n", encoding="utf-8")
+    own.write_text(text.partition("\nalerts:")[0] + "\n", encoding="utf-8")
+    named = _rules(own, "--into", out)
+    still = _files(out)
+    pruned = _rules(own, "--into", out, "--prune")
+    gone = before - _files(out)
+
+    assert before | {"collector/rules/mine.yaml"} == still
+    assert {"collector/rules/own-support.yaml", "docs/runbooks/EventQueueGrows.md"} <= gone
+    assert all(f"{out / path} is rendered no more" in named.stderr for path in gone)
+    assert all(f"{out / path} (removed" in pruned.stdout for path in gone)
+    assert "collector/rules/mine.yaml" in _files(out)
+    assert "mine.yaml" not in named.output + pruned.output
+
+
+def test_a_file_that_is_called_like_a_packaged_one_is_none_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are written beside each other, from whichever folder the command is called."""
+    monkeypatch.chdir(tmp_path)
+    Path("jeeves.yaml").write_text(examples.SUPPORT.read_text(encoding="utf-8"), encoding="utf-8")
+    _rules("jeeves", "jeeves.yaml", "--into", "out")
+    page = json.loads(Path("out/collector/grafana/dashboards/own-jeeves.json").read_text(encoding="utf-8"))
+
+    assert {f"collector/rules/{name}.yaml" for name in ("alerts", "slos", "own-jeeves", "own-jeeves-slos")} <= _files(
+        tmp_path / "out"
+    )
+    assert ["Tools", "EventQueueGrows"] == [panel["title"] for panel in page["panels"] if panel["type"] == "row"]
+
+
+def test_a_copy_of_the_package_in_the_current_folder_is_a_file_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even its place, as a path, is not that of a packaged one."""
+    own = Path("jeeves_otel/data/objectives/jeeves.yaml")
+    (tmp_path / own.parent).mkdir(parents=True)
+    (tmp_path / own).write_text(examples.SUPPORT.read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    _rules("jeeves", own, "--into", "out")
+
+    assert {"own-jeeves.json", "slo.json"} <= {path.name for path in Path("out").rglob("*.json")}
+
+
+def test_a_packaged_file_is_one_however_its_path_is_written(tmp_path: Path) -> None:
+    """By name or by path, the same files come out."""
+    path = packaged()["telemetry"]
+    _rules("telemetry", "--into", tmp_path / "name")
+    _rules(path.parent / ".." / path.parent.name / path.name, "--into", tmp_path / "path")
+
+    assert _files(tmp_path / "name") == _files(tmp_path / "path")
 
 
 def test_collector_prints_the_overlay_that_is_committed() -> None:

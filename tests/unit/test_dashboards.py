@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
+from decimal import Decimal
 from itertools import combinations
 from typing import Any
 
 import pytest
 
 from jeeves_otel import specification
-from jeeves_otel.dashboards import UNITS, examine
+from jeeves_otel.dashboards import UNITS, examine, of_own
 from jeeves_otel.documents import Place
 from jeeves_otel.generators import dashboards as generated
+from jeeves_otel.objectives import Objectives
 from jeeves_otel.promql import families_of, findings
 from jeeves_otel.registry import load
 from tests import examples
@@ -180,3 +183,38 @@ def test_objectives_of_a_user_have_a_dashboard_with_their_promise_and_the_questi
     assert 0.02 == bad["fieldConfig"]["defaults"]["thresholds"]["steps"][-1]["value"]
     assert ("red", 1000) == tuple(queue["fieldConfig"]["defaults"]["thresholds"]["steps"][-1].values())
     assert ["Runbook: ToolErrorBudgetBurn"] == [link["title"] for link in bad["links"]]
+
+
+@pytest.mark.parametrize(
+    ("comparison", "threshold", "below", "from_it"),
+    [
+        (">", "1000", "green", "red"),
+        (">", "-5", "green", "red"),
+        ("<", "3", "red", "green"),
+        ("<", "-5", "red", "green"),
+    ],
+)
+def test_an_alert_has_its_line_in_its_panel(comparison: str, threshold: str, below: str, from_it: str) -> None:
+    """Red is the side on which it fires; a line below 0 is not cut off."""
+    (alert,) = examples.PROMISED.alerts
+    changed = replace(alert, comparison=comparison, threshold=Decimal(threshold))
+    page = generated.page(of_own("own-x", "x", Objectives((), (changed,))))
+    (shown,) = (
+        panel["fieldConfig"]["defaults"]
+        for panel in page["panels"]
+        if panel["title"] == alert.name and panel["type"] != "row"
+    )
+
+    assert [{"color": below, "value": None}, {"color": from_it, "value": float(threshold)}] == shown["thresholds"][
+        "steps"
+    ]
+    assert "line" == shown["custom"]["thresholdsStyle"]["mode"]
+    assert (0 if float(threshold) > 0 else None) == shown.get("min")
+
+
+def test_an_alert_without_a_threshold_has_no_line() -> None:
+    """Whatever its query answers with is too much."""
+    (alert,) = examples.PROMISED.alerts
+    (row,) = of_own("own-x", "x", Objectives((), (replace(alert, comparison=""),))).rows
+
+    assert () == row.panels[0].thresholds

@@ -12,6 +12,7 @@ from jeeves_otel.documents import Level
 from jeeves_otel.plausibility import examine_all
 from jeeves_otel.registry import load
 from jeeves_otel.specification import packaged
+from tests.prometheus import EXPERIMENTAL, LENGTHS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,51 +31,6 @@ RISES = {"rises": "jeeves_errors_total"}
 SEVERAL = {"rises": ["jeeves_errors_total", "jeeves_interrupts_total"]}
 BY_TOOL = {**SHARE, "by": ["tool"]}
 CASES = {"fires": {"series": {"a": 1}, "over": "1m"}, "silent": [{"when": "w", "series": {"a": 0}}]}
-
-
-# Every function and form that Prometheus 3.15 refuses unless it is told otherwise; tests/integration asks it.
-EXPERIMENTAL = (
-    "jeeves_db_pool_size + fill(0) jeeves_db_pool_active_connections",
-    "jeeves_db_pool_size > end()",
-    "jeeves_db_pool_size > range()",
-    "jeeves_db_pool_size > start()",
-    "start_timestamp(jeeves_db_pool_size)",
-    "jeeves_db_pool_size > step()",
-    "info(jeeves_db_pool_size)",
-    "jeeves_db_pool_size > max_of(1, 2)",
-    "jeeves_db_pool_size > min_of(1, 2)",
-    "mad_over_time(jeeves_db_pool_size[5m])",
-    "limitk(1, jeeves_db_pool_size)",
-    "limit_ratio(0.5, jeeves_db_pool_size)",
-    "double_exponential_smoothing(jeeves_db_pool_size[5m], 0.5, 0.5)",
-    'histogram_quantiles(rate(jeeves_tool_duration_seconds_bucket[5m]), "q", 0.5)',
-    'sort_by_label(jeeves_db_pool_size, "job")',
-    'sort_by_label_desc(jeeves_db_pool_size, "job")',
-    "ts_of_first_over_time(jeeves_db_pool_size[5m])",
-    "ts_of_last_over_time(jeeves_db_pool_size[5m])",
-    "ts_of_max_over_time(jeeves_db_pool_size[5m])",
-    "ts_of_min_over_time(jeeves_db_pool_size[5m])",
-)
-
-# What is a length of time for Prometheus, and what is none; tests/integration asks it.
-LENGTHS = {
-    "15s": True,
-    "1h30m": True,
-    "1y2w3d4h5m6s7ms": True,
-    "292y": True,
-    "293y": False,
-    "292y100d": True,
-    "292y200d": False,
-    "9999999y": False,
-    "30m1h": False,
-    "5m5m": False,
-    "\N{ARABIC-INDIC DIGIT FIVE}m": False,
-    "5m ": False,
-    "m": False,
-    "5": False,
-    "0s": False,
-    "1.5h": False,
-}
 
 
 def asking(query: dict[str, Any]) -> dict[str, Any]:

@@ -47,6 +47,7 @@ _TEMPLATES = "write {{ $labels.NAME }} or {{ $value | humanize }}, with these sp
 _HEAD = re.compile(r"""^["']?(slos|alerts)["']?\s*:""", re.MULTILINE)
 _LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _RESERVED_LABELS = ("alertname", "severity", "slo", "tier")
+_OF_EVERY_ALERT = ("alertname", "severity")
 _MOST_EVENTS = 10**9
 _NO_DURATION = Duration("", 0.0)
 
@@ -313,7 +314,9 @@ class _File:
         for key in ("summary", "description"):
             if key in entry:
                 _judge_text(entry[key], query.by)
-        _judge_labels(name, labels, query.by)
+        if "query" in entry:
+            # What every rule sets is as if it stood in `labels:`.
+            _judge_labels(name, {**dict.fromkeys(_OF_EVERY_ALERT, entry["query"]), **labels}, query.by)
         fires = tuple(_case(each) for each in cases["fires"].items()) if "fires" in cases else ()
         for case in fires:
             if missing := set(query.by) - set(case.labels):

@@ -31,6 +31,7 @@ RISES = {"rises": "jeeves_errors_total"}
 SEVERAL = {"rises": ["jeeves_errors_total", "jeeves_interrupts_total"]}
 BY_TOOL = {**SHARE, "by": ["tool"]}
 CASES = {"fires": {"series": {"a": 1}, "over": "1m"}, "silent": [{"when": "w", "series": {"a": 0}}]}
+OF_SEVERITY = {**CASES, "fires": {**CASES["fires"], "labels": {"severity": "info"}}}
 
 
 def asking(query: dict[str, Any]) -> dict[str, Any]:
@@ -289,6 +290,10 @@ def test_the_last_bound_of_a_histogram_is_out_of_reach(tmp_path: Path) -> None:
         ({"above": 0.1, "labels": {"__team": "tools"}}, ["label-name"]),
         ({"above": 0.1, "labels": {"tool": "some"}}, []),
         ({"above": 0.1, "labels": {"tool": "some"}, "query": BY_TOOL}, ["label-of-series"]),
+        (
+            {"query": {"promql": "count by (severity) (ALERTS)", "by": ["severity"]}, "cases": OF_SEVERITY},
+            ["label-of-series"],
+        ),
     ],
 )
 def test_an_alert(changes: dict[str, Any], expected: list[str], tmp_path: Path) -> None:

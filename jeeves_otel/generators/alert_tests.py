@@ -171,10 +171,11 @@ class _Reason:
         alert, floor, window = self.alert, self.alert.floor, self._window
         due = window + math.ceil(alert.for_.seconds / STEP_S) + 2 * SPARE
         share = (1 + self._allowed) / 2
-        few = Phase(2 * due, (floor - 0.5) / share / window, bad=share)
-        enough = Phase(due, (floor + 0.5) / share / window, bad=share)
+        counted = 1.0 if isinstance(self.query, Quantile) else share
+        few = Phase(2 * due, (floor - 0.5) / counted / window, bad=share)
+        enough = Phase(due, (floor + 0.5) / counted / window, bad=share)
         return promtool.unit_test(
-            f"{alert.name}: {floor - 0.5:g} bad ones in a window are too few, {floor + 0.5:g} are enough",
+            f"{alert.name}: {floor - 0.5:g} in a window are too few, {floor + 0.5:g} are enough",
             STEP_S,
             self._series(few, enough),
             [
@@ -239,7 +240,7 @@ class _Counter:
 
     def tests(self) -> Iterator[Test]:
         """Yield when it is told of, and when it is not."""
-        yield self._rising()
+        yield self._going_on() if self._must_go_on else self._rising()
         yield self._still()
         if others := self._others():
             apart = self._apart
@@ -274,6 +275,33 @@ class _Counter:
             {self._series: values},
             expected,
             told,
+        )
+
+    @property
+    def _must_go_on(self) -> bool:
+        """Whether one rise is not enough: it is seen for one window, and `for` is longer."""
+        return self.alert.for_.seconds >= self.alert.window.seconds
+
+    def _going_on(self) -> Test:
+        """Return a test in which a birth alone is not told of, and what rises again and again is, until it stands still."""
+        alert, apart, window = self.alert, self._apart, self._window
+        for_ = math.ceil(alert.for_.seconds / self._step_s)
+        lasting = for_ + window + 2 * SPARE
+        values = f"_x{apart} 1x{apart - 1} 2+1x{lasting - 1} {lasting + 1}x{2 * apart - 1}"
+        begins, ended = 2 * apart, 2 * apart + lasting - 1
+        told_s = (begins + for_ + SPARE) * self._step_s
+        over = ended + window + math.ceil(alert.keep_firing_for.seconds / self._step_s)
+        return promtool.unit_test(
+            f"{alert.name}: {self._who} is born, which is not enough, and then goes on rising",
+            self._step_s,
+            {self._series: values},
+            [
+                promtool.was_silent(alert.name, {}, (begins + for_ - SPARE) * self._step_s),
+                promtool.is_firing(alert.name, {}, told_s, self._alert_labels),
+                promtool.is_firing(alert.name, {}, (over - SPARE) * self._step_s, self._alert_labels),
+                promtool.is_silent(alert.name, {}, (over + SPARE) * self._step_s),
+            ],
+            [told_of(alert, self._alert_labels, window, told_s)],
         )
 
     @property

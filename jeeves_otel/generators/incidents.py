@@ -96,9 +96,10 @@ def _split(rates: Rates, parts: int) -> str:
 
 def _share(query: Share, family: Family, phases: Iterable[Phase], labels: Mapping[str, str], aside: Rates) -> Series:
     """Return good events, which lack one of the conditions each, bad ones of every kind, and those that are excluded."""
-    excluded = [{label: value} for label, values in query.excluded for value in values]
     asked = dict(query.bad)
     kinds = [dict(zip(asked, values, strict=True)) for values in product(*asked.values())]
+    # What counts neither way is as bad as can be, unless its label says that it is not.
+    excluded = [{**kinds[0], label: value} for label, values in query.excluded for value in values]
     fine = [{**kinds[0], **other} for other in _others(family, query.bad, query.excluded)]
     good, bad = (_rates(phases, bad=which) for which in (False, True))
     return {

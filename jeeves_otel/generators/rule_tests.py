@@ -30,7 +30,9 @@ def files(objectives: Objectives, families: Families) -> dict[str, str]:
     found: dict[tuple[str, bool, str], list[Test]] = {}
     for alert in objectives.alerts:
         for test in alert_tests(alert, families):
-            found.setdefault((alert.file, asks_records(alert), test["interval"]), []).append(test)
+            found.setdefault(
+                (alert.file, asks_records(alert) and not gives_records(test), test["interval"]), []
+            ).append(test)
     for (file, recorded, interval), tests in found.items():
         name = f"{file}{'-recorded' if recorded else ''}"
         name += "" if interval == f"{promtool.STEP_S}s" else f"-{interval}"
@@ -54,3 +56,8 @@ def alert_tests(alert: Alert, families: Families) -> Iterator[Test]:
 def asks_records(alert: Alert) -> bool:
     """Return whether *alert* asks what is recorded about objectives, which are a hundred rules."""
     return "slo:" in alert.query.promql(alert.window.text)
+
+
+def gives_records(test: Test) -> bool:
+    """Return whether *test* says itself what is recorded, as it may where hours or days would have to be played for it."""
+    return any(each["series"].startswith("slo:") for each in test["input_series"])

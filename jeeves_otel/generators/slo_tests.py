@@ -330,7 +330,13 @@ def _record_tests(slos: tuple[Slo, ...], families: Families) -> Iterator[Test]:
     yield _recorded_test("in the first day of a server", slos, families, _RECORDED_S, _DAY_S)
     never = promtool.without_still(_all_series(slos, families, [Phase(_DAY_S // _RAW_STEP_S + 1)]))
     quiet = _all_series(slos, families, [Phase(_DAY_S // _RAW_STEP_S + 1, events=0)])
-    shares = [(slo, rule["record"]) for slo in slos for rule in rules.records(slo) if ":total:" not in rule["record"]]
+    unfilled = (":total:", ":traffic:")
+    shares = [
+        (slo, rule["record"])
+        for slo in slos
+        for rule in rules.records(slo)
+        if not any(each in rule["record"] for each in unfilled)
+    ]
     yield promtool.unit_test(
         "nothing has ever failed: a share of 0, instead of none",
         _RAW_STEP_S,
@@ -398,6 +404,7 @@ class _Past:
         spent = _BAD / budget
         values = {
             "total": self._rate(window_s),
+            "traffic": self._rate(300),
             "bad": self._rate(window_s) * _BAD,
             "seen": self._seen(window_s),
             "error_ratio": _BAD,

@@ -260,9 +260,9 @@ def test_an_objective_of_a_user_gives_its_rules_and_their_tests(tmp_path: Path) 
     assert [] == findings
     assert 5 == names.count("ToolErrorBudgetBurn")
     tiers = ("outage", "fast", "slow", "ticket", "drift")
-    assert {f"tests/rules/own-own-slos{part}.yaml" for part in ("", "-records", *(f"-{tier}" for tier in tiers))} == set(
-        rule_tests.files(found, families_of(REGISTRY))
-    )
+    assert {
+        f"tests/rules/own-own-slos{part}.yaml" for part in ("", "-records", *(f"-{tier}" for tier in tiers))
+    } == set(rule_tests.files(found, families_of(REGISTRY)))
 
 
 def test_a_user_may_have_alerts_and_no_objective(tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ def test_alerts_stand_in_the_file_that_their_specification_names(tmp_path: Path)
     assert {alert.name for alert in OBJECTIVES.alerts if alert.file == "collector"} == {
         rule["alert"] for rule in of_the_collector
     }
-    assert {"slos", "alerts", "collector", "prometheus", "telemetry"} == {name[16:-5] for name in RULES}
+    assert {"slos", "alerts", "collector", "objectives", "prometheus", "telemetry"} == {name[16:-5] for name in RULES}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turn objectives into tests: when each tier fires and ends, what it may not mistake for an incident, what is recorded.
 
-In: objectives and families. Out: ``{suite: text}``. The moments are computed from what a tier promises, not from what the
+In: objectives and families. Out: suites by name. The moments are computed from what a tier promises, not from what the
 rule says: a share *e* of bad events reaches a threshold over a window of *w* seconds after ``threshold / e * w`` seconds.
 Each tier is a suite, evaluated as often as its short window needs, because days at the pace of minutes take minutes.
 """
@@ -19,7 +19,7 @@ from jeeves_otel.generators.promtool import SPARE, STEP_S
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from jeeves_otel.generators.promtool import Series, Test
+    from jeeves_otel.generators.promtool import Series, Suite, Test
     from jeeves_otel.objectives import Slo, Tier
     from jeeves_otel.promql import Families
 
@@ -38,15 +38,15 @@ _ABOVE = 1.25  # times the threshold: most of a window must be bad
 _BELOW = 0.6  # times the threshold: not well, and no incident
 
 
-def files(slos: tuple[Slo, ...], families: Families) -> dict[str, str]:
-    """Return the suites, ``{name: text}``."""
-    suites = {"slos": (STEP_S, [test for part in _apart(slos) for test in _quiet_tests(part, families)])}
+def suites(slos: tuple[Slo, ...], families: Families) -> dict[str, Suite]:
+    """Return the suites by name."""
+    found = {"slos": (STEP_S, [test for part in _apart(slos) for test in _quiet_tests(part, families)])}
     for tier in dict.fromkeys(tier for slo in slos for tier in slo.tiers):
         pace = _pace(tier)
         tests = [test for part in _apart(_burning(slos, tier)) for test in _tier_tests(part, tier, families, pace)]
-        suites[f"slos-{tier.name}"] = (pace.evaluated_s, tests)
-    suites["slos-records"] = (_DAY_S, [test for part in _apart(slos) for test in _record_tests(part, families)])
-    return {name: promtool.suite(["slos"], step_s, tests, _ORDER) for name, (step_s, tests) in suites.items() if tests}
+        found[f"slos-{tier.name}"] = (pace.evaluated_s, tests)
+    found["slos-records"] = (_DAY_S, [test for part in _apart(slos) for test in _record_tests(part, families)])
+    return {name: promtool.suite(["slos"], step_s, tests, _ORDER) for name, (step_s, tests) in found.items() if tests}
 
 
 def _apart(slos: Iterable[Slo]) -> list[tuple[Slo, ...]]:
@@ -95,7 +95,17 @@ class _Pace:
 
 def _pace(tier: Tier) -> _Pace:
     """Return the slowest pace at which the short window of *tier* still has enough evaluations."""
-    choices = [15, 30, 60, 150, 600, 900, 1_800, 3_600]  # at five minutes, one group no longer sees the other's records
+    choices = [
+        15,
+        30,
+        60,
+        150,
+        600,
+        900,
+        1_200,
+        1_800,
+        3_600,
+    ]  # at five minutes, one group no longer sees the other's records
     evaluated_s = max((each for each in choices if each * _EVALUATIONS <= tier.short.seconds), default=choices[0])
     return _Pace(evaluated_s, _RECORDED_S) if _is_recorded(tier) else _Pace(evaluated_s, evaluated_s)
 
@@ -363,8 +373,7 @@ def _recorded_test(what: str, slos: tuple[Slo, ...], families: Families, step_s:
 
 def _halving(seconds: int, step_s: int) -> list[Phase]:
     """Return phases, each half as long as the one before, in each of which as much happens: averages tell windows apart."""
-    left, length, phases = seconds // step_s + 1, 2, [Phase(2, _PER_BAND / 2, bad=_BAD)]
-    left -= 2
+    left, length, phases = seconds // step_s + 1, 1, []
     while left:
         phases.append(Phase(min(length, left), _PER_BAND / length, bad=_BAD))
         left -= phases[-1].steps

@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from jeeves_otel.generators import promtool, rules, slo_tests
-from jeeves_otel.generators.alert_tests import rising_tests, shaped_tests
 from jeeves_otel.generators.case_tests import case_tests
+from jeeves_otel.generators.rise_tests import rising_tests
+from jeeves_otel.generators.shape_tests import shaped_tests
 from jeeves_otel.objectives import has_shape
 from jeeves_otel.queries import Quantile, Rate, Rises, Share, Slower
 

@@ -15,13 +15,15 @@ from jeeves_otel.generators import promtool
 from jeeves_otel.queries import Quantile, Rate, Share, Slower
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from jeeves_otel.generators.promtool import Series
-    from jeeves_otel.promql import Family
+    from jeeves_otel.objectives import Slo
+    from jeeves_otel.promql import Families, Family
     from jeeves_otel.queries import Conditions
 
 PER_STEP = 20  # events
+RECORDED_S = 300  # between samples where windows of days are played: what is recorded over five minutes is then given
 
 Shaped = Share | Slower | Quantile | Rate
 Rates = list[tuple[int, float, bool]]  # (steps, growth per step, whether the process restarts)
@@ -72,6 +74,30 @@ def played(
         slow = [Phase(steps, per_step, bad=1.0, reset=reset) for steps, per_step, reset in aside]
         made |= _histogram(family, bounds, slow, {**labels, **other}, whole)
     return made
+
+
+def happened(slo: Slo, families: Families, phases: Sequence[Phase], *, days: bool = False, whole: str = "") -> Series:
+    """Return what *phases* make for one objective, beside as many events that count neither way.
+
+    Args:
+        slo: The objective.
+        families: What its query may ask.
+        phases: What happens, in order.
+        days: Whether to give what is recorded of it over five minutes too, which at this pace no rule can record.
+        whole: As of `played`.
+    """
+    found = played(slo.sli, families[slo.sli.family], phases, whole, besides=PER_STEP)
+    return found | (recorded(slo, phases, RECORDED_S) if days else {})
+
+
+def recorded(slo: Slo, phases: Sequence[Phase], step_s: int) -> Series:
+    """Return what is recorded over five minutes while *phases* happen, a sample every *step_s* seconds."""
+    total = [f"{phase.events / step_s:.12g}x{phase.steps - 1}" for phase in phases]
+    bad = [f"{phase.events * phase.bad / step_s:.12g}x{phase.steps - 1}" for phase in phases]
+    return {
+        promtool.series(f"slo:{what}:rate5m", {"slo": slo.name}): " ".join(values)
+        for what, values in (("total", total), ("bad", bad))
+    }
 
 
 def some(family: Family, label: str) -> str:

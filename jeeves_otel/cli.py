@@ -109,8 +109,8 @@ def rules(names: tuple[str, ...], into: str, runbooks: str | None, pages: str | 
     """Write rules with their tests, runbooks, dashboards and files for Alertmanager, from objectives of your own.
 
     FILE is YAML with `slos:` and `alerts:`; its `profile:` says whose metrics it speaks of. It may also be the name of
-    packaged ones: jeeves, collector, prometheus, telemetry. Files that this command has written before are replaced; if
-    any other is in the way, nothing is written. Name everything that is written into one folder in one call: what the
+    packaged ones: jeeves, objectives, collector, prometheus, telemetry. Files that this command has written before are
+    replaced; if any other is in the way, nothing is written. Name everything that is written into one folder in one call: what the
     others are made of is left over, and named.
     """
     files = [_file_of_objectives(name) for name in names]

@@ -115,7 +115,14 @@ class Slo:
             {f"slo:{what}:rate{window.text}" for what in ("total", "bad") for window in self.windows}
             | {f"slo:seen:ratio{window.text}" for window in self.windows_to_be_seen}
             | {f"slo:error_ratio:rate{text}" for text in ("5m", "1h", period)}
-            | {"slo:objective:ratio", "slo:burn_rate:ratio1h", "slo:budget_remaining:ratio", "slo:period_seen:ratio"}
+            | {
+                "slo:traffic:rate5m",
+                "slo:traffic:max1d",
+                "slo:objective:ratio",
+                "slo:burn_rate:ratio1h",
+                "slo:budget_remaining:ratio",
+                "slo:period_seen:ratio",
+            }
         )
 
     def threshold(self, tier: Tier) -> Decimal:
@@ -151,7 +158,7 @@ class Alert:
     window: Duration
     comparison: str  # ">", "<", or nothing: whatever the query answers with
     threshold: Decimal
-    floor: int  # events that must have been bad within the window
+    floor: int  # events that must have been bad within the window; of a quantile, observations
     for_: Duration
     keep_firing_for: Duration
     summary: str

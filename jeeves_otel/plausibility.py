@@ -165,9 +165,9 @@ def _short_window(alert: Alert) -> Iterator[Finding]:
         yield _finding("short-window", alert.where, "window", message, "write 1m or more")
 
 
-def _floor_of_no_share(alert: Alert) -> Iterator[Finding]:
-    if alert.floor and not isinstance(alert.query, Share | Slower):
-        message = "a floor is a number of bad events, which only `share` and `slower` count"
+def _floor_of_nothing(alert: Alert) -> Iterator[Finding]:
+    if alert.floor and not isinstance(alert.query, Share | Slower | Quantile):
+        message = "a floor is a number of events, which only `share`, `slower` and `quantile` count"
         yield _finding("no-floor", alert.where, "floor", message, "ask one of them, or leave it out")
 
 
@@ -191,7 +191,7 @@ def _key(alert: Alert) -> str:
 
 
 _OF_AN_ALERT: tuple[Callable[[Alert], Iterator[Finding]], ...] = (
-    *(_no_threshold, _short_window, _floor_of_no_share, _several_compared),
+    *(_no_threshold, _short_window, _floor_of_nothing, _several_compared),
 )
 
 

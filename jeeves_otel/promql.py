@@ -125,6 +125,13 @@ def unknown_variables(text: str, known: Iterable[str]) -> list[str]:
     return [found for found in _VARIABLE.findall(_LITERAL.sub('""', text)) if found not in known]
 
 
+def is_binary(expression: str) -> bool:
+    """Return whether *expression* is one of an operator, which a comparison behind it would take apart."""
+    import promql_parser  # noqa: PLC0415 - as above
+
+    return isinstance(promql_parser.parse(expression), promql_parser.BinaryExpr)
+
+
 def findings(text: str, families: Families, records: Iterable[str], where: Place) -> list[Finding]:
     """Return what is wrong with *text*: no PromQL, names and labels that nobody promises, an exact ``le``, a misused type."""
     import promql_parser  # noqa: PLC0415 - as above

@@ -27,6 +27,7 @@ Conditions = tuple[tuple[str, tuple[str, ...]], ...]  # (label, accepted values)
 AGGREGATES = ("sum", "max", "min", "avg", "count")
 _SEEN = "15m"
 VARIABLES = ("$window",)  # of what is written out
+_LEAST_DECIMAL, _MOST_DECIMAL = 1e-4, 1e6  # between them Go writes no exponent
 
 
 class Duration(NamedTuple):
@@ -58,13 +59,18 @@ def duration(node: Node) -> Duration:
 
 
 def exactly(number: float) -> str:
-    """Return *number* as a pattern that finds it in ``le``: scraped it is written 5.0, pushed 5.
+    """Return *number* as a pattern that finds it in ``le``, whoever has written it there.
 
-    Source: prometheus/prometheus#12984; Prometheus 2 keeps what it is given.
+    Pushed it is a decimal, 5 or 1048576; Python scrapes 5.0 and 1e-05; Go, and with it Prometheus 3 for whatever it scrapes,
+    writes 5 and, from a million on and below a ten-thousandth, 1.048576e+06.
+    Source: prometheus/prometheus#12984; strconv.FormatFloat with format g.
     """
-    if number == int(number):
-        return rf"{int(number)}(\.0)?"
-    return re.escape(repr(number))
+    decimal = format(Decimal(repr(number)), "f").removesuffix(".0")
+    spellings = [re.escape(decimal) + ("" if "." in decimal else r"(\.0)?")]
+    if number and not _LEAST_DECIMAL <= abs(number) < _MOST_DECIMAL:
+        mantissa, exponent = f"{Decimal(repr(number)).normalize():e}".split("e")
+        spellings.append(re.escape(f"{mantissa}e{int(exponent):+03d}"))
+    return "|".join(spellings)
 
 
 # ---- shapes ----------------------------------------------------------------------------------------------------------
@@ -94,15 +100,21 @@ class Share:
 
     def promql(self, window: str) -> str:
         """Return bad events over all; 0 where nothing bad has ever happened, nothing where nothing happens."""
-        return f"({self.bad_rate(window)}) / ({self.total_rate(window)} > 0)"
+        total = self.total_rate(window)
+        return f"({self.bad_rate(window)} or 0 * {total}) / ({total} > 0)"
 
     def bad_rate(self, window: str) -> str:
-        """Return bad events per second; 0 where their series does not exist."""
-        return f"{_rate(self.family, window, self.by, where=self.bad)} or 0 * {self.total_rate(window)}"
+        """Return bad events per second; nothing where none ever was."""
+        return self._bad(window, "rate")
 
-    def bad_events(self, window: str) -> str:
+    def counted(self, window: str) -> str:
         """Return how many events were bad; nothing where none ever was."""
-        return _rate(self.family, window, self.by, where=self.bad, function="increase")
+        return self._bad(window, "increase")
+
+    def _bad(self, window: str, function: str) -> str:
+        # A label that says what is bad has excluded the rest of its values already.
+        without = tuple(each for each in self.excluded if each[0] not in dict(self.bad))
+        return _rate(self.family, window, self.by, where=self.bad, without=without, function=function)
 
     def total_rate(self, window: str) -> str:
         """Return events per second, without those excluded."""
@@ -126,7 +138,7 @@ class Slower:
         """Return observations above the bound per second."""
         return self._above(window, "rate")
 
-    def bad_events(self, window: str) -> str:
+    def counted(self, window: str) -> str:
         """Return how many observations were above the bound."""
         return f"({self._above(window, 'increase')})"
 
@@ -150,6 +162,10 @@ class Quantile:
     q: float
     where: Conditions = ()
     by: tuple[str, ...] = ()
+
+    def counted(self, window: str) -> str:
+        """Return how many observations there were."""
+        return _rate(f"{self.family}_count", window, self.by, where=self.where, function="increase")
 
     def promql(self, window: str) -> str:
         """Return ``histogram_quantile`` over the buckets of all instances."""

@@ -35,15 +35,17 @@ class Receiver:
     secret: str
     channel: str
     purpose: str
+    resolved: bool  # whether it is told that an alert is over
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Labels of alerts, the receiver that is told, and durations where they differ, as Alertmanager names them."""
+    """Labels of alerts, the receiver that is told, and durations and groups where they differ, as Alertmanager names them."""
 
     where: Mapping[str, str]
     to: str
     timing: Mapping[str, str]
+    group_by: tuple[str, ...]  # instead of that of all routes; empty: as they do
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,19 +101,21 @@ def load() -> Routing:
 
 
 def _receiver(name: str, node: Node) -> Receiver:
-    entry = node.fields(("kind", "secret", "channel", "for"), required=("kind", "for"))
+    entry = node.fields(("kind", "secret", "channel", "for", "resolved"), required=("kind", "for"))
     return Receiver(
         name=name,
         kind=entry["kind"].choice(KINDS),
         secret=entry["secret"].text() if "secret" in entry else "",
         channel=entry["channel"].text() if "channel" in entry else "",
         purpose=entry["for"].text(),
+        resolved=entry["resolved"].truth() if "resolved" in entry else True,
     )
 
 
 def _route(node: Node, receivers: list[str]) -> Route:
-    entry = node.fields(("where", "to", *_OF_A_ROUTE), required=("where", "to"))
-    return Route(_labels(entry["where"]), entry["to"].choice(receivers), _timing(node, _OF_A_ROUTE))
+    entry = node.fields(("where", "to", "group_by", *_OF_A_ROUTE), required=("where", "to"))
+    group_by = entry["group_by"].texts() if "group_by" in entry else ()
+    return Route(_labels(entry["where"]), entry["to"].choice(receivers), _timing(node, _OF_A_ROUTE), group_by)
 
 
 def _inhibition(node: Node) -> Inhibition:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from jeeves_otel.objectives import Alert, Objectives
-    from jeeves_otel.routing import Receiver, Routing
+    from jeeves_otel.routing import Receiver, Route, Routing
 
 Entry = dict[str, Any]
 
@@ -94,9 +94,7 @@ def _configuration(objectives: Objectives, routing: Routing, receivers: list[Ent
             "receiver": DEFAULT,
             "group_by": [*routing.group_by, *routing.installation],
             **timing,
-            "routes": [
-                {"matchers": _matchers(route.where), "receiver": route.to, **route.timing} for route in routing.routes
-            ],
+            "routes": [_route(route, routing) for route in routing.routes],
         },
         "receivers": receivers,
         "inhibit_rules": [
@@ -110,6 +108,11 @@ def _configuration(objectives: Objectives, routing: Routing, receivers: list[Ent
     }
 
 
+def _route(route: Route, routing: Routing) -> Entry:
+    grouped = {"group_by": [*route.group_by, *routing.installation]} if route.group_by else {}
+    return {"matchers": _matchers(route.where), "receiver": route.to, **grouped, **route.timing}
+
+
 def _matchers(labels: Mapping[str, str]) -> list[str]:
     return [f'{label} {"=~" if "|" in value else "="} "{value}"' for label, value in labels.items()]
 
@@ -117,7 +120,8 @@ def _matchers(labels: Mapping[str, str]) -> list[str]:
 def _receiver(receiver: Receiver, routing: Routing) -> Entry:
     secret = f"{routing.secrets}/{receiver.secret}"
     configured: dict[str, Entry] = {
-        "webhook": {"url_file": secret},
+        # That of a dead-man's switch must not hear that the alert is over, which it would take for a sign of life.
+        "webhook": {"url_file": secret, **({} if receiver.resolved else {"send_resolved": False})},
         "slack": {
             "api_url_file": secret,
             "channel": receiver.channel,

@@ -11,8 +11,8 @@ import re
 from typing import TYPE_CHECKING
 
 from jeeves_otel.generators import promtool
-from jeeves_otel.generators.alert_tests import told_of
 from jeeves_otel.generators.promtool import SPARE, STEP_S
+from jeeves_otel.generators.told import told_of
 from jeeves_otel.promql import family_of, metrics_in
 from jeeves_otel.samples import samples
 

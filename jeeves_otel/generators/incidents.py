@@ -15,13 +15,15 @@ from jeeves_otel.generators import promtool
 from jeeves_otel.queries import Quantile, Rate, Share, Slower
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from jeeves_otel.generators.promtool import Series
-    from jeeves_otel.promql import Family
+    from jeeves_otel.objectives import Slo
+    from jeeves_otel.promql import Families, Family
     from jeeves_otel.queries import Conditions
 
 PER_STEP = 20  # events
+RECORDED_S = 300  # between samples where windows of days are played: what is recorded over five minutes is then given
 
 Shaped = Share | Slower | Quantile | Rate
 Rates = list[tuple[int, float, bool]]  # (steps, growth per step, whether the process restarts)
@@ -74,6 +76,30 @@ def played(
     return made
 
 
+def happened(slo: Slo, families: Families, phases: Sequence[Phase], *, days: bool = False, whole: str = "") -> Series:
+    """Return what *phases* make for one objective, beside as many events that count neither way.
+
+    Args:
+        slo: The objective.
+        families: What its query may ask.
+        phases: What happens, in order.
+        days: Whether to give what is recorded of it over five minutes too, which at this pace no rule can record.
+        whole: As of `played`.
+    """
+    found = played(slo.sli, families[slo.sli.family], phases, whole, besides=PER_STEP)
+    return found | (recorded(slo, phases, RECORDED_S) if days else {})
+
+
+def recorded(slo: Slo, phases: Sequence[Phase], step_s: int) -> Series:
+    """Return what is recorded over five minutes while *phases* happen, a sample every *step_s* seconds."""
+    total = [f"{phase.events / step_s:.12g}x{phase.steps - 1}" for phase in phases]
+    bad = [f"{phase.events * phase.bad / step_s:.12g}x{phase.steps - 1}" for phase in phases]
+    return {
+        promtool.series(f"slo:{what}:rate5m", {"slo": slo.name}): " ".join(values)
+        for what, values in (("total", total), ("bad", bad))
+    }
+
+
 def some(family: Family, label: str) -> str:
     """Return a value that *label* of *family* may have."""
     return (family.labels.get(label) or ("some",))[0]
@@ -96,9 +122,10 @@ def _split(rates: Rates, parts: int) -> str:
 
 def _share(query: Share, family: Family, phases: Iterable[Phase], labels: Mapping[str, str], aside: Rates) -> Series:
     """Return good events, which lack one of the conditions each, bad ones of every kind, and those that are excluded."""
-    excluded = [{label: value} for label, values in query.excluded for value in values]
     asked = dict(query.bad)
     kinds = [dict(zip(asked, values, strict=True)) for values in product(*asked.values())]
+    # What counts neither way is as bad as can be, unless its label says that it is not.
+    excluded = [{**kinds[0], label: value} for label, values in query.excluded for value in values]
     fine = [{**kinds[0], **other} for other in _others(family, query.bad, query.excluded)]
     good, bad = (_rates(phases, bad=which) for which in (False, True))
     return {

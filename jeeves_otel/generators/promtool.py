@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from jeeves_otel.generators import rules
 from jeeves_otel.queries import quoted
 from jeeves_otel.samples import samples
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+Suite = dict[str, Any]
 Test = dict[str, Any]
 Series = dict[str, str]  # {series: values in promtool's notation}
 
@@ -62,17 +62,14 @@ def without_still(played: Series) -> Series:
 # ---- tests -------------------------------------------------------------------------------------------------------------
 
 
-def suite(rule_files: Iterable[str], step_s: int, tests: Sequence[Test], order: Iterable[str] = ()) -> str:
-    """Return a file of *tests*, which evaluates *rule_files* every *step_s* seconds, its groups in *order*."""
-    ordered = {"group_eval_order": list(order)} if order else {}
-    return rules.document(
-        {
-            "rule_files": [f"../../collector/rules/{name}.yaml" for name in rule_files],
-            "evaluation_interval": f"{step_s}s",
-            **ordered,
-            "tests": list(tests),
-        }
-    )
+def suite(rule_files: Iterable[str], step_s: int, tests: Sequence[Test], order: Iterable[str] = ()) -> Suite:
+    """Return a suite of *tests*, which evaluates *rule_files* every *step_s* seconds, its groups in *order*."""
+    return {
+        "rule_files": [f"../../collector/rules/{name}.yaml" for name in rule_files],
+        "evaluation_interval": f"{step_s}s",
+        **({"group_eval_order": list(order)} if order else {}),
+        "tests": list(tests),
+    }
 
 
 def unit_test(name: str, step_s: int, played: Series, expected: Sequence[Test], told: Sequence[Test] = ()) -> Test:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from jeeves_otel.promql import pretty
-from jeeves_otel.queries import Share, Slower
+from jeeves_otel.promql import is_binary, pretty
+from jeeves_otel.queries import Promql, Quantile, Share, Slower
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -70,7 +70,7 @@ def group(name: str, rules: list[Rule], interval: str = "") -> Rule:
 def records(slo: Slo, *, long: bool = False) -> list[Rule]:
     """Return the recording rules of *slo*: events per window and their ratio; those of *long* windows, and the budget."""
     month = slo.period.text
-    rules = []
+    rules = [] if long else _traffic(slo)
     for window in slo.windows:
         if _is_long(window) == long:
             rules += [
@@ -141,9 +141,23 @@ def _burn_annotations(slo: Slo, tier: Tier) -> dict[str, str]:
 
 
 def _events(slo: Slo, which: str, window: Duration) -> str:
+    """Return events per second; 0 where nothing happens, for a day also where nothing has happened since a deploy."""
     if _is_long(window):
         return f"avg_over_time({_recorded(f'{which}:rate5m', slo)}[{window.text}])"
-    return slo.sli.bad_rate(window.text) if which == "bad" else slo.sli.total_rate(window.text)
+    total = f"{slo.sli.total_rate(window.text)} or 0 * sum({_recorded('traffic:max1d', slo)})"
+    return total if which == "total" else f"{slo.sli.bad_rate(window.text)} or 0 * ({total})"
+
+
+def _traffic(slo: Slo) -> list[Rule]:
+    """Return what remembers for a day that there was traffic.
+
+    A process that has just started has no counters before the first event, and pushed counters of one that is gone end
+    after five minutes.
+    """
+    return [
+        _record(slo, "slo:traffic:rate5m", f"{slo.sli.total_rate('5m')} > 0"),
+        _record(slo, "slo:traffic:max1d", f"max_over_time({_recorded('traffic:rate5m', slo)}[1d])"),
+    ]
 
 
 def _ratio(slo: Slo, window: str) -> str:
@@ -186,9 +200,10 @@ def symptom_alert(alert: Alert) -> Rule:
 def _symptom(alert: Alert) -> str:
     expression = alert.query.promql(alert.window.text)
     if alert.comparison:
-        expression = f"{expression} {alert.comparison} {plain(alert.threshold)}"
-    if alert.floor and isinstance(alert.query, Share | Slower):
-        expression += f" and {alert.query.bad_events(alert.window.text)} >= {alert.floor}"
+        taken_apart = isinstance(alert.query, Promql) and is_binary(expression)  # shapes bind closer than a comparison
+        expression = f"{f'({expression})' if taken_apart else expression} {alert.comparison} {plain(alert.threshold)}"
+    if alert.floor and isinstance(alert.query, Share | Slower | Quantile):
+        expression += f" and {alert.query.counted(alert.window.text)} >= {alert.floor}"
     return expression
 
 

@@ -66,16 +66,24 @@ def _meaning_of_slo(slo: Slo) -> Iterator[str]:
     yield f"{slo.meaning}"
     yield f"Promised are {rules.plain(slo.objective)} % over {slo.period.text}; the alert fires while the budget burns too fast."
     yield ""
-    yield "| tier | severity | more than | over | and over |"
-    yield "|---|---|---|---|---|"
+    yield "| tier | severity | more than | over | and over | of at least | of which bad |"
+    yield "|---|---|---|---|---|---|---|"
     for tier in slo.tiers:
         share = rules.plain(slo.threshold(tier) * 100)
-        yield f"| {tier.name} | {tier.severity} | {share} % bad | {tier.long.text} | {tier.short.text} |"
+        windows = f"{tier.long.text} | {tier.short.text}"
+        yield f"| {tier.name} | {tier.severity} | {share} % bad | {windows} | {tier.events} events | {tier.bad} |"
+    if waiting := [tier for tier in slo.tiers if tier.seen]:
+        yield ""
+        names = ", ".join(tier.name for tier in waiting)
+        share = rules.plain(waiting[0].seen * 100)
+        yield f"Of {names}, {share} % of the longer window must have been seen, so a young server is not judged by it."
+    yield ""
+    yield f"The questions below look at {WINDOW}; where a slower tier has fired, ask over its shorter window."
 
 
 def _meaning(alert: Alert) -> Iterator[str]:
     rule = rules.symptom_alert(alert)
-    yield f"{rule['annotations']['summary']}. Severity: {alert.severity}."
+    yield f"{_summary(alert)}. Severity: {alert.severity}."
     yield ""
     yield "```promql"
     yield rule["expr"]
@@ -83,6 +91,11 @@ def _meaning(alert: Alert) -> Iterator[str]:
     if alert.for_.text:
         yield ""
         yield f"It must be so for {alert.for_.text} before anybody is told."
+
+
+def _summary(alert: Alert) -> str:
+    """Return what *alert* says, for whoever reads it without one: its labels are in brackets."""
+    return _PLACE.sub(r"(\1)", rules.symptom_alert(alert)["annotations"]["summary"])
 
 
 def _index(objectives: Objectives) -> str:
@@ -98,7 +111,5 @@ def _index(objectives: Objectives) -> str:
     for slo in objectives.slos:
         severities = "/".join(dict.fromkeys(tier.severity for tier in slo.tiers))
         lines.append(f"| [{slo.alert}]({slo.alert}.md) | {severities} | {slo.title}: the error budget burns too fast |")
-    for alert in objectives.alerts:
-        summary = _PLACE.sub(r"(\1)", rules.symptom_alert(alert)["annotations"]["summary"])
-        lines.append(f"| [{alert.name}]({alert.name}.md) | {alert.severity} | {summary} |")
+    lines += [f"| [{each.name}]({each.name}.md) | {each.severity} | {_summary(each)} |" for each in objectives.alerts]
     return "\n".join(lines) + "\n"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turn objectives into tests: when each tier fires and ends, what it may not mistake for an incident, what is recorded.
+"""Turn objectives into tests: when each tier fires and ends, and what it may not mistake for an incident.
 
-In: objectives and families. Out: ``{suite: text}``. The moments are computed from what a tier promises, not from what the
+In: objectives and families. Out: suites by name. The moments are computed from what a tier promises, not from what the
 rule says: a share *e* of bad events reaches a threshold over a window of *w* seconds after ``threshold / e * w`` seconds.
 Each tier is a suite, evaluated as often as its short window needs, because days at the pace of minutes take minutes.
 """
@@ -13,49 +13,46 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jeeves_otel.generators import promtool, rules
-from jeeves_otel.generators.incidents import PER_STEP, Phase, played
+from jeeves_otel.generators.incidents import PER_STEP, RECORDED_S, Phase, happened
 from jeeves_otel.generators.promtool import SPARE, STEP_S
+from jeeves_otel.generators.record_tests import EVALUATED_S, is_recorded_as, record_tests
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from jeeves_otel.generators.promtool import Series, Test
+    from jeeves_otel.generators.promtool import Series, Suite, Test
     from jeeves_otel.objectives import Slo, Tier
     from jeeves_otel.promql import Families
 
 _EVALUATIONS = 6  # at least, in a short window: with less, half of one and twice of one could not be told apart
-_RECORDED_S = 300  # between samples where windows of days are played: those of five minutes are then given
+# In seconds. At five minutes, one group would no longer see what the other has recorded.
+_PACES_S = (15, 30, 60, 150, 600, 900, 1_200, 1_800, 3_600)
 _RAW_S = 6 * 3_600  # the longest window of raw counters
-_DAY_S = 86_400
-_RAW_STEP_S = 30  # where a day is played for windows of minutes and hours
-_SPARSE_S = 1_200  # where months are: promtool reads no more than 10,000 samples in a query
-_PER_BAND = 240  # events
-_BAD = 0.1  # share
-_PRECISION = 1e-6
+
 _ABOVE = 1.25  # times the threshold: most of a window must be bad
 _BELOW = 0.6  # times the threshold: not well, and no incident
 
 
-def files(slos: tuple[Slo, ...], families: Families) -> dict[str, str]:
-    """Return the suites, ``{name: text}``, those of each rule file by its name."""
+def suites(slos: tuple[Slo, ...], families: Families) -> dict[str, Suite]:
+    """Return the suites by name, those of each rule file by its name."""
     return {
-        name: text
+        name: suite
         for file in dict.fromkeys(slo.file for slo in slos)
-        for name, text in _of_file(file, tuple(slo for slo in slos if slo.file == file), families).items()
+        for name, suite in _of_file(file, tuple(slo for slo in slos if slo.file == file), families).items()
     }
 
 
-def _of_file(file: str, slos: tuple[Slo, ...], families: Families) -> dict[str, str]:
-    suites = {file: (STEP_S, [test for part in _apart(slos) for test in _quiet_tests(part, families)])}
+def _of_file(file: str, slos: tuple[Slo, ...], families: Families) -> dict[str, Suite]:
+    found = {file: (STEP_S, [test for part in _apart(slos) for test in _quiet_tests(part, families)])}
     for tier in dict.fromkeys(tier for slo in slos for tier in slo.tiers):
         pace = _pace(tier)
         tests = [test for part in _apart(_burning(slos, tier)) for test in _tier_tests(part, tier, families, pace)]
         # Objectives may have floors of their own, and so several tiers of one name, at one pace.
-        suites.setdefault(f"{file}-{tier.name}", (pace.evaluated_s, []))[1].extend(tests)
-    suites[f"{file}-records"] = (_DAY_S, [test for part in _apart(slos) for test in _record_tests(part, families)])
+        found.setdefault(f"{file}-{tier.name}", (pace.evaluated_s, []))[1].extend(tests)
+    found[f"{file}-records"] = (EVALUATED_S, [test for part in _apart(slos) for test in record_tests(part, families)])
     # Of two groups in one instant, which Prometheus does not promise.
     order = (f"jeeves-{file}", f"jeeves-{file}-long")
-    return {name: promtool.suite([file], step_s, tests, order) for name, (step_s, tests) in suites.items() if tests}
+    return {name: promtool.suite([file], step_s, tests, order) for name, (step_s, tests) in found.items() if tests}
 
 
 def _apart(slos: Iterable[Slo]) -> list[tuple[Slo, ...]]:
@@ -104,29 +101,12 @@ class _Pace:
 
 def _pace(tier: Tier) -> _Pace:
     """Return the slowest pace at which the short window of *tier* still has enough evaluations."""
-    choices = [15, 30, 60, 150, 600, 900, 1_800, 3_600]  # at five minutes, one group no longer sees the other's records
-    evaluated_s = max((each for each in choices if each * _EVALUATIONS <= tier.short.seconds), default=choices[0])
-    return _Pace(evaluated_s, _RECORDED_S) if _is_recorded(tier) else _Pace(evaluated_s, evaluated_s)
+    evaluated_s = max((each for each in _PACES_S if each * _EVALUATIONS <= tier.short.seconds), default=STEP_S)
+    return _Pace(evaluated_s, RECORDED_S) if _is_recorded(tier) else _Pace(evaluated_s, evaluated_s)
 
 
 def _is_recorded(tier: Tier) -> bool:
     return tier.long.seconds > _RAW_S
-
-
-def _series(slo: Slo, families: Families, phases: list[Phase], *, recorded: bool = False, whole: str = "") -> Series:
-    """Return what *phases* make, beside as many events that count neither way; with what is *recorded* of it."""
-    found = played(slo.sli, families[slo.sli.family], phases, whole, besides=PER_STEP)
-    return found | (_given(slo, phases, _RECORDED_S) if recorded else {})
-
-
-def _given(slo: Slo, phases: list[Phase], step_s: int) -> Series:
-    """Return what is recorded over five minutes while *phases* happen, a sample every *step_s* seconds."""
-    total = [f"{phase.events / step_s:.12g}x{phase.steps - 1}" for phase in phases]
-    bad = [f"{phase.events * phase.bad / step_s:.12g}x{phase.steps - 1}" for phase in phases]
-    return {
-        promtool.series(f"slo:{what}:rate5m", {"slo": slo.name}): " ".join(values)
-        for what, values in (("total", total), ("bad", bad))
-    }
 
 
 # ---- tiers -------------------------------------------------------------------------------------------------------------
@@ -149,37 +129,48 @@ def _incident_test(slos: tuple[Slo, ...], tier: Tier, families: Families, pace: 
     made: Series = {}
     expected: list[Test] = []
     for slo in slos:
-        threshold = float(slo.threshold(tier))
-        share = min(1.0, _ABOVE * threshold)
-        needed_s = threshold / share * tier.long.seconds
-        over_s = tier.short.seconds * (1 - threshold) / (1 - _BELOW * threshold) + tier.keep_firing_for.seconds
-        events = _enough(tier, share, pace)
-        health = pace.steps(tier.long.seconds) + SPARE
-        burning = pace.steps(needed_s + 2 * pace.spare_s)
-        worst = pace.steps(tier.short.seconds + pace.spare_s)
-        after = pace.steps(over_s + 2 * pace.spare_s)
-        phases = [
-            Phase(health, events),
-            Phase(burning, events, bad=share),
-            Phase(worst, events, bad=1.0, reset=True),
-            Phase(after, events, bad=_BELOW * threshold),
-        ]
-        made |= _series(slo, families, phases, recorded=_is_recorded(tier))
-        matchers = {"slo": slo.name, "tier": tier.name}
-        begun_s = (health - 1) * pace.step_s
-        ended_s = begun_s + (burning + worst) * pace.step_s
-        fires = {"severity": tier.severity, **matchers, **slo.labels}
-        expected += [
-            promtool.was_silent(slo.alert, matchers, pace.before(begun_s + needed_s)),
-            promtool.is_firing(slo.alert, matchers, pace.after(begun_s + needed_s), fires),
-            promtool.is_firing(slo.alert, matchers, pace.before(ended_s + over_s), fires),
-            promtool.is_silent(slo.alert, matchers, pace.after(ended_s + over_s)),
-        ]
-    minutes = _ABOVE**-1 * tier.long.seconds / 60
-    name = (
-        f"tier {tier.name}: {_ABOVE:g} times as much is bad as it allows, seen after {minutes:.3g} minutes; then all is"
-    )
-    return promtool.unit_test(name, pace.step_s, made, expected)
+        phases, asserted = _incident(slo, tier, pace)
+        made |= happened(slo, families, phases, days=_is_recorded(tier))
+        expected += asserted
+    minutes = tier.long.seconds / _ABOVE / 60
+    more = f"{_ABOVE:g} times as much is bad as it allows, seen after {minutes:.3g} minutes"
+    return promtool.unit_test(f"tier {tier.name}: {more}; then all is", pace.step_s, made, expected)
+
+
+def _incident(slo: Slo, tier: Tier, pace: _Pace) -> tuple[list[Phase], list[Test]]:
+    """Return what happens to one objective, and what is expected of the alert."""
+    threshold = float(slo.threshold(tier))
+    share = min(1.0, _ABOVE * threshold)
+    needed_s = threshold / share * tier.long.seconds
+    over_s = tier.short.seconds * (1 - threshold) / (1 - _BELOW * threshold) + tier.keep_firing_for.seconds
+    events = _enough(tier, share, pace)
+    health = pace.steps(tier.long.seconds) + SPARE
+    burning = pace.steps(needed_s + 2 * pace.spare_s)
+    worst = pace.steps(tier.short.seconds + pace.spare_s)
+    phases = [
+        Phase(health, events),
+        Phase(burning, events, bad=share),
+        Phase(worst, events, bad=1.0, reset=True),
+        Phase(pace.steps(over_s + 2 * pace.spare_s), events, bad=_BELOW * threshold),
+    ]
+    due_s = (health - 1) * pace.step_s + needed_s
+    end_s = (health - 1 + burning + worst) * pace.step_s + over_s
+    matchers, fires = _matchers(slo, tier), _fires(slo, tier)
+    return phases, [
+        promtool.was_silent(slo.alert, matchers, pace.before(due_s)),
+        promtool.is_firing(slo.alert, matchers, pace.after(due_s), fires),
+        promtool.is_firing(slo.alert, matchers, pace.before(end_s), fires),
+        promtool.is_silent(slo.alert, matchers, pace.after(end_s)),
+    ]
+
+
+def _matchers(slo: Slo, tier: Tier) -> dict[str, str]:
+    return {"slo": slo.name, "tier": tier.name}
+
+
+def _fires(slo: Slo, tier: Tier) -> dict[str, str]:
+    """Return the labels of the alert."""
+    return {"severity": tier.severity, **_matchers(slo, tier), **slo.labels}
 
 
 def _enough(tier: Tier, share: float, pace: _Pace) -> float:
@@ -200,7 +191,7 @@ def _floor_tests(slos: tuple[Slo, ...], tier: Tier, families: Families, pace: _P
         yield _floor_test(name, [(slo, tier.events + 1, tier.bad - 1) for slo in mild], tier, families, pace)
 
 
-def _floor_test(name: str, happened: list[tuple[Slo, int, int]], tier: Tier, families: Families, pace: _Pace) -> Test:
+def _floor_test(name: str, counted: list[tuple[Slo, int, int]], tier: Tier, families: Families, pace: _Pace) -> Test:
     """Return a test in which ``(objective, events, of which bad)`` happen at once, and later two more bad ones."""
     quiet = pace.steps(_seen_s(tier)) + SPARE
     pause = pace.steps(2 * pace.spare_s)
@@ -211,7 +202,7 @@ def _floor_test(name: str, happened: list[tuple[Slo, int, int]], tier: Tier, fam
     first, last = ((quiet + 1) / window, (told_s // pace.step_s + 1) / window) if _is_recorded(tier) else (1, 1)
     made: Series = {}
     expected: list[Test] = []
-    for slo, events, bad in happened:
+    for slo, events, bad in counted:
         phases = [
             Phase(quiet, 0),
             Phase(1, events * first, bad=bad / events),
@@ -219,9 +210,8 @@ def _floor_test(name: str, happened: list[tuple[Slo, int, int]], tier: Tier, fam
             Phase(1, (events + 2) * last - events * first, bad=1.0),
             Phase(pause, 0),
         ]
-        made |= _series(slo, families, phases, recorded=_is_recorded(tier))
-        matchers = {"slo": slo.name, "tier": tier.name}
-        fires = {"severity": tier.severity, **matchers, **slo.labels}
+        made |= happened(slo, families, phases, days=_is_recorded(tier))
+        matchers, fires = _matchers(slo, tier), _fires(slo, tier)
         silent_s = (missing - 1) * pace.step_s // pace.evaluated_s * pace.evaluated_s
         expected += [
             promtool.was_silent(slo.alert, matchers, silent_s),
@@ -242,9 +232,8 @@ def _young_test(slos: tuple[Slo, ...], tier: Tier, families: Families, pace: _Pa
     expected: list[Test] = []
     for slo in slos:
         phases = [Phase(pace.steps(told_s) + 1, bad=1.0)]
-        made |= _series(slo, families, phases, recorded=_is_recorded(tier))
-        matchers = {"slo": slo.name, "tier": tier.name}
-        fires = {"severity": tier.severity, **matchers, **slo.labels}
+        made |= happened(slo, families, phases, days=_is_recorded(tier))
+        matchers, fires = _matchers(slo, tier), _fires(slo, tier)
         expected += [
             promtool.was_silent(slo.alert, matchers, pace.before(seen_s)),
             promtool.is_firing(slo.alert, matchers, told_s, fires),
@@ -261,7 +250,7 @@ def _fires_beside(other: Tier, tier: Tier) -> bool:
 
     A rate needs two samples; and at the pace of days, no alert of the first group sees what the second has recorded.
     """
-    if other.short.seconds < _RECORDED_S or _seen_s(other) > _seen_s(tier):
+    if other.short.seconds < RECORDED_S or _seen_s(other) > _seen_s(tier):
         return False
     return not other.seen or _is_recorded(other) == _is_recorded(tier)
 
@@ -295,7 +284,7 @@ def _quiet_tests(slos: tuple[Slo, ...], families: Families) -> Iterator[Test]:
     for name, phases in happens.items():
         made: Series = {}
         for slo in slos:
-            made |= _series(slo, families, phases[slo.name])
+            made |= happened(slo, families, phases[slo.name])
         if name == "nothing fails":
             made = promtool.without_still(made)
         yield promtool.unit_test(f"nobody is told: {name}", STEP_S, made, _never(slos, (steps - 1) * STEP_S))
@@ -303,124 +292,14 @@ def _quiet_tests(slos: tuple[Slo, ...], families: Families) -> Iterator[Test]:
     for spelling, whole in (("pushed", ""), ("scraped", ".0")):
         made = {}
         for slo in slos:
-            made |= _series(slo, families, [Phase(steps, bad=1.0)], whole=whole)
+            made |= happened(slo, families, [Phase(steps, bad=1.0)], whole=whole)
         at_s = (steps - 1) * STEP_S
         told = [_told(slo, [tier for tier in slo.tiers if not tier.seen], at_s) for slo in slos]
-        burns = [_is_recorded_as(slo, "slo:burn_rate:ratio1h", 1 / float(slo.budget), at_s) for slo in slos]
+        burns = [is_recorded_as(slo, "slo:burn_rate:ratio1h", 1 / float(slo.budget), at_s) for slo in slos]
         yield promtool.unit_test(
             f"everything fails from the start, {spelling}: who is told, and what", STEP_S, made, burns, told
         )
 
 
 def _never(slos: Iterable[Slo], until_s: int) -> list[Test]:
-    return [
-        promtool.was_silent(slo.alert, {"slo": slo.name, "tier": tier.name}, until_s)
-        for slo in slos
-        for tier in slo.tiers
-    ]
-
-
-# ---- records -----------------------------------------------------------------------------------------------------------
-
-
-def _record_tests(slos: tuple[Slo, ...], families: Families) -> Iterator[Test]:
-    """Yield what every recording rule has recorded, where each window has seen something else than half and twice of it."""
-    yield _recorded_test("of raw counters", slos, families, _RAW_STEP_S, _DAY_S)
-    yield _recorded_test("of windows of days", slos, families, _SPARSE_S, 2 * max(slo.period.seconds for slo in slos))
-    yield _recorded_test("in the first day of a server", slos, families, _RECORDED_S, _DAY_S)
-    never = promtool.without_still(_all_series(slos, families, [Phase(_DAY_S // _RAW_STEP_S + 1)]))
-    quiet = _all_series(slos, families, [Phase(_DAY_S // _RAW_STEP_S + 1, events=0)])
-    shares = [(slo, rule["record"]) for slo in slos for rule in rules.records(slo) if ":total:" not in rule["record"]]
-    yield promtool.unit_test(
-        "nothing has ever failed: a share of 0, instead of none",
-        _RAW_STEP_S,
-        never,
-        [_is_recorded_as(slo, record, 0.0, _DAY_S) for slo, record in shares],
-    )
-    yield promtool.unit_test(
-        "nothing happens: no share, instead of a division by zero",
-        _RAW_STEP_S,
-        quiet,
-        [
-            {"expr": promtool.series(record, {"slo": slo.name}), "eval_time": f"{_DAY_S}s", "exp_samples": []}
-            for slo, record in shares
-            if "ratio" in record
-        ],
-    )
-
-
-def _all_series(slos: tuple[Slo, ...], families: Families, phases: list[Phase]) -> Series:
-    return {name: values for slo in slos for name, values in _series(slo, families, phases).items()}
-
-
-def _recorded_test(what: str, slos: tuple[Slo, ...], families: Families, step_s: int, seconds: float) -> Test:
-    """Return a test of every record of raw counters, or of windows of days, after so many seconds, in whole days."""
-    days = math.ceil(seconds / _DAY_S)
-    long = step_s > _RAW_STEP_S
-    phases = _halving(days * _DAY_S, step_s)
-    past = _Past([phase.events for phase in phases for _ in range(phase.steps)], step_s, recorded=long)
-    made: Series = {}
-    expected: list[Test] = []
-    for slo in slos:
-        made |= _given(slo, phases, step_s) if long else _series(slo, families, phases)
-        records = [rule["record"] for rule in rules.records(slo, long=long)]
-        expected += [_is_recorded_as(slo, record, past.of(slo, record), days * _DAY_S) for record in records]
-    return promtool.unit_test(
-        f"more and more happens, a tenth of it bad: what is recorded {what}", step_s, made, expected
-    )
-
-
-def _halving(seconds: int, step_s: int) -> list[Phase]:
-    """Return phases, each half as long as the one before, in each of which as much happens: averages tell windows apart."""
-    left, length, phases = seconds // step_s + 1, 2, [Phase(2, _PER_BAND / 2, bad=_BAD)]
-    left -= 2
-    while left:
-        phases.append(Phase(min(length, left), _PER_BAND / length, bad=_BAD))
-        left -= phases[-1].steps
-        length *= 2
-    return phases[::-1]
-
-
-@dataclass(frozen=True, slots=True)
-class _Past:
-    """The events of each step, oldest first, of which a part was bad: counted, or as *recorded* over five minutes."""
-
-    events: list[float]
-    step_s: int
-    recorded: bool
-
-    def of(self, slo: Slo, record: str) -> float:
-        """Return what the rule *record* of *slo* makes of it."""
-        _, what, how = record.split(":")
-        budget = float(slo.budget)
-        lengths = {window.text: window.seconds for window in slo.windows}
-        window_s = lengths.get(how.removeprefix("rate").removeprefix("ratio"), slo.period.seconds)
-        spent = _BAD / budget
-        values = {
-            "total": self._rate(window_s),
-            "bad": self._rate(window_s) * _BAD,
-            "seen": self._seen(window_s),
-            "error_ratio": _BAD,
-            "objective": 1 - budget,
-            "burn_rate": spent,
-            "period_seen": self._seen(slo.period.seconds),
-            "budget_remaining": 1 - spent * self._seen(slo.period.seconds),
-        }
-        return values[what]
-
-    def _rate(self, window_s: float) -> float:
-        # Of counters, a rate is that between the samples of a window, of which the first has none before it.
-        samples = int(window_s // self.step_s) - (0 if self.recorded else 1)
-        inside = self.events[-samples:]
-        return sum(inside) / len(inside) / self.step_s
-
-    def _seen(self, window_s: float) -> float:
-        return min(window_s / self.step_s, len(self.events)) * _RECORDED_S / window_s
-
-
-def _is_recorded_as(slo: Slo, record: str, value: float, at_s: int) -> Test:
-    """Return the assertion that *record* of *slo* is *value*, but for what floating point makes of it."""
-    asked = promtool.series(record, {"slo": slo.name})
-    expr = f"abs({asked} / {value:.12g} - 1) < bool {_PRECISION:g}" if value else f"{asked} == bool 0"
-    expected = [{"labels": promtool.series("", {"slo": slo.name}), "value": 1}]
-    return {"expr": expr, "eval_time": f"{at_s}s", "exp_samples": expected}
+    return [promtool.was_silent(slo.alert, _matchers(slo, tier), until_s) for slo in slos for tier in slo.tiers]

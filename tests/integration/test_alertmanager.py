@@ -195,7 +195,7 @@ def _alertmanager(folder: Path, *, broken: str = "") -> Iterator[Alertmanager]:
         ("repeat_interval", "1m", "2s"),
     ):
         text, replaced = re.subn(rf"{key}: {shipped}$", f"{key}: {short}", text, flags=re.MULTILINE)
-        assert 1 == replaced
+        assert replaced, f"{key}: {shipped} is not there any more"
     config = folder / "alertmanager.yaml"
     config.write_text(text, "utf-8")
     port = free_port()
@@ -338,6 +338,31 @@ def test_pagerduty_gets_an_event_with_summary_severity_and_links(alertmanager: A
 
 
 @slow
+def test_a_second_provider_that_is_down_is_an_incident_of_its_own(alertmanager: Alertmanager) -> None:
+    """PagerDuty would add it to that of the first, which somebody has already."""
+    down = {"alertname": "LLMProviderDown", "severity": "critical", "service": "providers"}
+    alertmanager.post({**down, "provider": "openai"}, {**down, "provider": "anthropic"})
+    poll_until(lambda: len(alertmanager.receivers.at("pagerduty", "providers")) > 1, "both pages")
+
+    assert 2 == len({event["dedup_key"] for event in alertmanager.receivers.at("pagerduty", "providers")})
+
+
+@slow
+def test_traffic_that_stops_is_one_incident_for_all_objectives(alertmanager: Alertmanager) -> None:
+    """When nobody comes, nothing happens of any."""
+    stopped = {"alertname": "TrafficStopped", "severity": "critical"}
+    alertmanager.post({**stopped, "slo": "one"}, {**stopped, "slo": "two"})
+    (event,) = poll_until(lambda: alertmanager.receivers.at("pagerduty", "TrafficStopped"), "the page")
+
+    assert "trigger" == event["event_action"]
+    assert {"one", "two"} == {
+        each["labels"]["slo"]
+        for each in json.loads(alertmanager.get("api/v2/alerts"))
+        if each["labels"]["alertname"] == "TrafficStopped"
+    }
+
+
+@slow
 def test_slack_gets_what_it_is_about_and_when_it_is_over(alertmanager: Alertmanager) -> None:
     """Two instances are one message, which names both."""
     alert = {"alertname": "DatabasePoolExhaustion", "severity": "warning", "service": "six"}
@@ -373,9 +398,16 @@ def test_everything_else_goes_to_the_default_and_exceptions_of_spans_to_nobody(a
 
 @slow
 def test_the_dead_mans_switch_hears_the_watchdog_again_and_again(alertmanager: Alertmanager) -> None:
-    """And nobody else does."""
+    """And nobody else does; nor does it hear that the alert is over, which it would take for a sign of life."""
     alertmanager.post({"alertname": "Watchdog", "severity": "none", "service": "jeeves"})
     poll_until(lambda: len(alertmanager.receivers.at("deadman", "Watchdog")) > 2, "the third time")
+
+    marker = {"alertname": "Marker", "severity": "info", "service": "marker"}
+    alertmanager.post(marker)
+    poll_until(lambda: alertmanager.receivers.at("webhook-url", "marker"), "another alert")
+    alertmanager.post({"alertname": "Watchdog", "severity": "none", "service": "jeeves"}, marker, over=True)
+    # The switch would be told every second, this one is told every two.
+    poll_until(lambda: len(alertmanager.receivers.at("webhook-url", "marker")) > 1, "the other alert's end")
 
     assert {"firing"} == {each["status"] for each in alertmanager.receivers.at("deadman", "Watchdog")}
     assert len(alertmanager.receivers.at("deadman", "Watchdog")) == len(alertmanager.receivers.at("", "Watchdog"))

@@ -5,21 +5,26 @@ from __future__ import annotations
 
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from jeeves_otel.cli import main
 from jeeves_otel.demo.parts import cached
 from jeeves_otel.generators import promtool
 from jeeves_otel.specification import FUNCTIONS
-from tests.prometheus import EXPERIMENTAL, LENGTHS
+from tests.integration import mutants
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = cached("prometheus")
 PROMTOOL = Path(PROMETHEUS).parent / "promtool" if PROMETHEUS else None
 pytestmark = [pytest.mark.integration, pytest.mark.skipif(PROMTOOL is None, reason="no promtool 3: make prometheus")]
+
+OWN = ROOT / "tests/integration/golden/own-objectives.yaml"
+_ONE_OF = 61  # a prime, so that the chosen ones are of all kinds
 
 
 def _promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -36,32 +41,6 @@ def test_the_rule_files_are_valid(file: Path) -> None:
     assert (0, "") == (result.returncode, result.stderr)
 
 
-def _is_taken(tmp_path: Path, **rule: Any) -> bool:
-    """Return whether Prometheus takes a file with one alert; *rule* says what it is."""
-    path = tmp_path / "own.yaml"
-    content = {"groups": [{"name": "own", "rules": [{"alert": "Own", "expr": "up", **rule}]}]}
-    path.write_text(yaml.safe_dump(content), encoding="utf-8")
-    return _promtool("check", "rules", path).returncode == 0
-
-
-@pytest.mark.parametrize("promql", EXPERIMENTAL)
-def test_prometheus_refuses_what_is_behind_a_flag(promql: str, tmp_path: Path) -> None:
-    """So `check` has to say it; in a version that takes it, it is a finding for nothing."""
-    assert not _is_taken(tmp_path, expr=promql)
-
-
-@pytest.mark.parametrize("function", ["first_over_time", "last_over_time", "quantile_over_time"])
-def test_prometheus_takes_what_is_not(function: str, tmp_path: Path) -> None:
-    """Or the test above would pass for any reason."""
-    assert _is_taken(tmp_path, expr=f"{function}({'0.5, ' if 'quantile' in function else ''}up[5m])")
-
-
-@pytest.mark.parametrize(("text", "accepted"), LENGTHS.items())
-def test_a_length_of_time_is_one_for_prometheus(text: str, *, accepted: bool, tmp_path: Path) -> None:
-    """The same table as that of `check`; only 0 is possible, and says nothing."""
-    assert (accepted or text == "0s") == _is_taken(tmp_path, **{"for": text})
-
-
 @pytest.mark.parametrize("file", sorted((ROOT / "tests/rules").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_rule_does_what_its_objective_says(file: Path) -> None:
     """Fires just after the computed moment, not just before; silent in health, without traffic, below floors, at restarts."""
@@ -70,33 +49,60 @@ def test_every_rule_does_what_its_objective_says(file: Path) -> None:
     assert (0, "") == (result.returncode, result.stderr)
 
 
+def test_rules_of_a_user_pass_the_tests_that_are_written_with_them(tmp_path: Path) -> None:
+    """Objectives with other budgets and periods, two of one metric, and alerts of every shape."""
+    written = CliRunner().invoke(main, ["rules", str(OWN), "--into", str(tmp_path)])
+    suites = sorted((tmp_path / "tests/rules").glob("*.yaml"))
+    results = {suite.stem: _promtool("test", "rules", suite) for suite in suites}
+
+    assert (0, 5) == (written.exit_code, len(suites))
+    assert {} == {name: result.stdout for name, result in results.items() if result.returncode}
+
+
+@pytest.mark.parametrize("file", sorted(mutants.shipped().rules))
+def test_a_rule_without_a_slip_passes_what_its_mutants_are_played_with(file: str) -> None:
+    """Else everything would be killed, whatever the tests say."""
+    first = next(mutant for mutant in mutants.mutants() if mutant.file == file)
+    right = mutants.shipped().of(file)[first.index]
+
+    assert mutants.survives(replace(first, rule=right), str(PROMTOOL))
+
+
+def test_a_slip_in_a_rule_is_noticed() -> None:
+    """Of one in so many, which are other rules and other slips each; all of them: make mutants."""
+    chosen = list(mutants.mutants())[::_ONE_OF]
+    kinds = {mutant.file for mutant in chosen}
+
+    assert set(mutants.shipped().rules) == kinds
+    assert [] == mutants.play(chosen, str(PROMTOOL)).findings(complete=False)
+
+
+def test_every_slip_that_cannot_be_noticed_exists() -> None:
+    """A reason that no slip falls under any more is out of date."""
+    assert [] == mutants.unused(list(mutants.mutants()))
+
+
 @pytest.mark.parametrize(
     ("name", "right", "wrong"),
     [
-        ("alerts", r">\n\s+0\.01\n", "> 0.5\n"),
-        ("alerts", r"\[5m\]", "[10m]"),
-        ("alerts", "for: 1m", "for: 3m"),
-        ("alerts", r"\$labels\.provider", "$labels.model"),
-        ("collector", r'exporter!~"[^"]+"', 'exporter!="alertmanager"'),
-        ("collector", r'\{receiver="otlp"\}', ""),
-        ("collector", r"\[15m\] offset", "[1m] offset"),
+        ("collector-30s", r'exporter!~"[^"]+"', 'exporter!="alertmanager"'),
         (
-            "collector",
+            "collector-30s",
             r"unless\s+last_over_time\(otelcol_exporter_enqueue_failed_spans_total",
             "unless last_over_time(up",
         ),
-        ("collector", r"increase\(\s*otelcol_exporter_enqueue", "0 * increase(otelcol_exporter_enqueue"),
-        ("prometheus", r"< 1", "< 0"),
-        ("telemetry", "logs", "nothing"),
+        ("collector-30s", r"increase\(\s*otelcol_exporter_enqueue", "0 * increase(otelcol_exporter_enqueue"),
+        ("telemetry-30s", "logs", "nothing"),
     ],
 )
-def test_a_wrong_rule_fails_its_test(name: str, right: str, wrong: str, tmp_path: Path) -> None:
-    """The tests can fail: each of these slips has happened somewhere."""
+def test_a_slip_in_a_pattern_or_a_function_fails_its_test(name: str, right: str, wrong: str, tmp_path: Path) -> None:
+    """What no matrix makes: each of these has happened somewhere."""
+    file = name.partition("-")[0]
     for folder in ("collector/rules", "tests/rules"):
         (tmp_path / folder).mkdir(parents=True)
-    rules = (ROOT / f"collector/rules/{name}.yaml").read_text(encoding="utf-8")
+    rules = (ROOT / f"collector/rules/{file}.yaml").read_text(encoding="utf-8")
     changed = re.sub(right, lambda _: wrong, rules)
-    (tmp_path / f"collector/rules/{name}.yaml").write_text(changed, encoding="utf-8")
+    (tmp_path / f"collector/rules/{file}.yaml").write_text(changed, encoding="utf-8")
     suite = tmp_path / f"tests/rules/{name}.yaml"
     suite.write_text((ROOT / f"tests/rules/{name}.yaml").read_text(encoding="utf-8"), encoding="utf-8")
     result = _promtool("test", "rules", suite)

@@ -68,7 +68,7 @@ def folder(tmp_path: Path, slos: list[Slo]) -> Path:
                 "objective": float(slo.objective),
                 "sli": {
                     "events": {
-                        "error_query": slo.sli.bad_rate("{{.window}}"),
+                        "error_query": f"{slo.sli.bad_rate('{{.window}}')} or 0 * {slo.sli.total_rate('{{.window}}')}",
                         "total_query": slo.sli.total_rate("{{.window}}"),
                     }
                 },

@@ -194,7 +194,7 @@ def test_a_copy_of_the_package_in_the_current_folder_is_a_file_of_the_user(
     monkeypatch.chdir(tmp_path)
     _rules("jeeves", own, "--into", "out")
 
-    assert {"own-jeeves.json", "slo.json"} <= {path.name for path in Path("out").rglob("*.json")}
+    assert {"own-jeeves.json", "service.json"} <= {path.name for path in Path("out").rglob("*.json")}
 
 
 def test_a_packaged_file_is_one_however_its_path_is_written(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 REGISTRY = load()
 OBJECTIVES, FINDINGS = examine_all(REGISTRY)
 RULES = {name: yaml.safe_load(text) for name, text in rules.files(OBJECTIVES).items()}
-TESTS = {name: yaml.safe_load(text) for name, text in rule_tests.files(OBJECTIVES, families_of(REGISTRY)).items()}
+TESTS = rule_tests.suites(OBJECTIVES, families_of(REGISTRY))
 EVERY_RULE = [rule for file in RULES.values() for group in file["groups"] for rule in group["rules"]]
 ASSERTIONS = [each for file in TESTS.values() for test in file["tests"] for each in test.get("promql_expr_test", ())]
 TOLD = [each for file in TESTS.values() for test in file["tests"] for each in test.get("alert_rule_test", ())]
@@ -333,7 +333,7 @@ def test_alerts_stand_in_the_file_that_their_specification_names(tmp_path: Path)
     assert {alert.name for alert in OBJECTIVES.alerts if alert.file == "collector"} == {
         rule["alert"] for rule in of_the_collector
     }
-    assert {"slos", "alerts", "collector", "prometheus", "telemetry"} == {name[16:-5] for name in RULES}
+    assert {"slos", "alerts", "collector", "objectives", "prometheus", "telemetry"} == {name[16:-5] for name in RULES}
 
 
 @pytest.mark.parametrize(
@@ -402,7 +402,7 @@ def test_a_file_of_a_user_never_breaks_the_reader(tmp_path: Path) -> None:
         if not any(finding.level is Level.VIOLATION for finding in findings):
             quiet.append(place)
             rules.files(found)
-            rule_tests.files(found, families_of(REGISTRY))
+            rule_tests.suites(found, families_of(REGISTRY))
 
     assert 0 < len(quiet) < len(_mutations()) / 3
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import promql_parser as promql
 
-from jeeves_otel.objectives import FUNCTIONS, SEVERITIES
+from jeeves_otel.objectives import SEVERITIES
+from jeeves_otel.specification import FUNCTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

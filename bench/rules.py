@@ -81,8 +81,8 @@ def _make_month(folder: Path, promtool: str, slos: tuple[Slo, ...]) -> int:
 
 def _lines(slo: Slo, begins: int, ends: int, now: int) -> Iterator[str]:
     """Yield what is recorded about *slo* in some stretch of time, and as much of its counters as rules read."""
-    for name, level in (("total", 20.0), ("bad", 0.02)):
-        for at in range(begins, ends, STEP_S):
+    for name, level, kept_s in (("total", 20.0, RECORDED_S), ("bad", 0.02, RECORDED_S), ("traffic", 20.0, DAY_S)):
+        for at in range(max(begins, now - kept_s), ends, STEP_S):
             # As traffic does, it changes all the time; a constant would be compressed to nothing.
             value = level * (1.5 + math.sin(at / 13_500) + at % 7 / 100)
             yield f'slo:{name}:rate5m{{slo="{slo.name}"}} {value:.6g} {at}'

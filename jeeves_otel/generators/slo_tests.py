@@ -185,10 +185,11 @@ def _floor_tests(slos: tuple[Slo, ...], tier: Tier, families: Families, pace: _P
     if few >= tier.bad:
         name = f"tier {tier.name}: {few} events, all of them bad, are too few; two more are enough"
         yield _floor_test(name, [(slo, few, few) for slo in slos], tier, families, pace)
-    mild = [slo for slo in slos if (tier.bad - 1) / (tier.events + 1) > slo.threshold(tier)]
+    many = tier.events * 6 // 5  # the other floor has no part in it, even of what an average has thinned
+    mild = [slo for slo in slos if (tier.bad - 1) / many > slo.threshold(tier)]
     if mild:
-        name = f"tier {tier.name}: {tier.bad - 1} bad events of {tier.events + 1} are too few; two more are enough"
-        yield _floor_test(name, [(slo, tier.events + 1, tier.bad - 1) for slo in mild], tier, families, pace)
+        name = f"tier {tier.name}: {tier.bad - 1} bad events of {many} are too few; two more are enough"
+        yield _floor_test(name, [(slo, many, tier.bad - 1) for slo in mild], tier, families, pace)
 
 
 def _floor_test(name: str, counted: list[tuple[Slo, int, int]], tier: Tier, families: Families, pace: _Pace) -> Test:

@@ -27,6 +27,8 @@ _SPARSE_S = 1_200  # where months are: promtool reads no more than 10,000 sample
 _PER_BAND = 24  # events: in the shortest window fewer than one a second
 _BAD = 0.1  # share
 _PRECISION = 1e-6
+_SPARE_S = 600
+_ANOTHER = "of another"
 
 
 def record_tests(slos: tuple[Slo, ...], families: Families) -> Iterator[Test]:
@@ -69,31 +71,33 @@ def _counts(record: str) -> bool:
 
 def _silence_tests(slos: tuple[Slo, ...]) -> Iterator[Test]:
     """Yield what is recorded where no process counts anything: no events if there were some within a day, else nothing."""
-    every = [(slo, rule["record"]) for slo in slos for rule in rules.records(slo)]
-    counted = [(slo, record) for slo, record in every if _counts(record)]
-    for there in filter(None, (slos[::2], slos[1::2])):
-        yield promtool.unit_test(
-            f"nobody counts, but less than a day ago somebody did: no events of {', '.join(slo.name for slo in there)}",
-            RECORDED_S,
-            _traffic(there, EVALUATED_S + 2 * RECORDED_S),
-            [
-                *(is_recorded_as(slo, record, 0.0, 2 * EVALUATED_S) for slo, record in counted if slo in there),
-                *(_is_not_recorded(slo, record, 2 * EVALUATED_S) for slo, record in counted if slo not in there),
-                *(_is_not_recorded(slo, record, 2 * EVALUATED_S) for slo, record in every if "ratio" in record),
-            ],
-        )
+    made = [(slo, rule["record"]) for slo in slos for rule in rules.records(slo)]
+    seen_s, end_s = EVALUATED_S, 2 * EVALUATED_S
     yield promtool.unit_test(
-        "nobody counts, and for more than a day nobody did: nothing is recorded",
+        "nobody counts, but less than a day ago somebody did: no events, no bad ones, and no share",
         RECORDED_S,
-        _traffic(slos, EVALUATED_S - 2 * RECORDED_S),
-        [_is_not_recorded(slo, record, 2 * EVALUATED_S) for slo, record in every],
+        {name: values for slo in slos for name, values in _once("slo:traffic:rate5m", slo.name, seen_s + _SPARE_S)},
+        [
+            *(is_recorded_as(slo, record, 0.0, end_s) for slo, record in made if _counts(record)),
+            *(_is_not_recorded(slo, record, end_s) for slo, record in made if "ratio" in record),
+        ],
+    )
+    others = [*_once("slo:traffic:rate5m", _ANOTHER, end_s), *_once("slo:traffic:max1d", _ANOTHER, end_s)]
+    yield promtool.unit_test(
+        "nobody counts, and for more than a day nobody did, but for what is of another one: nothing is recorded",
+        RECORDED_S,
+        {
+            name: values
+            for slo in slos
+            for name, values in [*_once("slo:traffic:rate5m", slo.name, seen_s - _SPARE_S), *others]
+        },
+        [_is_not_recorded(slo, record, end_s) for slo, record in made],
     )
 
 
-def _traffic(slos: tuple[Slo, ...], until_s: int) -> Series:
-    """Return that there was traffic, for the last time at that moment."""
-    last = f"_x{until_s // RECORDED_S} 1 _x{(2 * EVALUATED_S - until_s) // RECORDED_S}"
-    return {promtool.series("slo:traffic:rate5m", {"slo": slo.name}): last for slo in slos}
+def _once(record: str, slo: str, at_s: int) -> Iterator[tuple[str, str]]:
+    """Yield the series of *record* that has one sample, at that moment."""
+    yield promtool.series(record, {"slo": slo}), f"_x{at_s // RECORDED_S} 1 _x{_SPARE_S // RECORDED_S}"
 
 
 def _all_series(slos: tuple[Slo, ...], families: Families, phases: list[Phase]) -> Series:

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 EVALUATED_S = 86_400
 _RAW_STEP_S = 30  # where a day is played for windows of minutes and hours
 _SPARSE_S = 1_200  # where months are: promtool reads no more than 10,000 samples in a query
-_PER_BAND = 240  # events
+_PER_BAND = 24  # events: in the shortest window fewer than one a second
 _BAD = 0.1  # share
 _PRECISION = 1e-6
+_SPARE_S = 600
+_ANOTHER = "of another"
 
 
 def record_tests(slos: tuple[Slo, ...], families: Families) -> Iterator[Test]:
@@ -36,8 +38,8 @@ def record_tests(slos: tuple[Slo, ...], families: Families) -> Iterator[Test]:
     yield _recorded_test("in the first day of a server", slos, families, RECORDED_S, EVALUATED_S)
     never = promtool.without_still(_all_series(slos, families, [Phase(EVALUATED_S // _RAW_STEP_S + 1)]))
     quiet = _all_series(slos, families, [Phase(EVALUATED_S // _RAW_STEP_S + 1, events=0)])
-    recorded = [(slo, rule["record"]) for slo in slos for rule in rules.records(slo)]
-    shares = [(slo, record) for slo, record in recorded if ":total:" not in record and ":traffic:" not in record]
+    made = [(slo, rule["record"]) for slo in slos for rule in rules.records(slo)]
+    shares = [(slo, record) for slo, record in made if ":total:" not in record and ":traffic:" not in record]
     yield promtool.unit_test(
         "nothing has ever failed: a share of 0, instead of none",
         _RAW_STEP_S,
@@ -45,15 +47,57 @@ def record_tests(slos: tuple[Slo, ...], families: Families) -> Iterator[Test]:
         [is_recorded_as(slo, record, 0.0, EVALUATED_S) for slo, record in shares],
     )
     yield promtool.unit_test(
-        "nothing happens: no share, instead of a division by zero",
+        "nothing happens: no traffic, and no share, instead of a division by zero",
         _RAW_STEP_S,
         quiet,
         [
-            {"expr": promtool.series(record, {"slo": slo.name}), "eval_time": f"{EVALUATED_S}s", "exp_samples": []}
-            for slo, record in shares
-            if "ratio" in record
+            _is_not_recorded(slo, record, EVALUATED_S)
+            for slo, record in made
+            if ":traffic:" in record or "ratio" in record
         ],
     )
+    yield promtool.unit_test(
+        "nothing happens, and nothing has ever failed: no events, and no bad ones",
+        _RAW_STEP_S,
+        {name: values for name, values in quiet.items() if name in never},
+        [is_recorded_as(slo, record, 0.0, EVALUATED_S) for slo, record in made if _counts(record)],
+    )
+    yield from _silence_tests(slos)
+
+
+def _counts(record: str) -> bool:
+    return ":total:" in record or ":bad:" in record
+
+
+def _silence_tests(slos: tuple[Slo, ...]) -> Iterator[Test]:
+    """Yield what is recorded where no process counts anything: no events if there were some within a day, else nothing."""
+    made = [(slo, rule["record"]) for slo in slos for rule in rules.records(slo)]
+    seen_s, end_s = EVALUATED_S, 2 * EVALUATED_S
+    yield promtool.unit_test(
+        "nobody counts, but less than a day ago somebody did: no events, no bad ones, and no share",
+        RECORDED_S,
+        {name: values for slo in slos for name, values in _once("slo:traffic:rate5m", slo.name, seen_s + _SPARE_S)},
+        [
+            *(is_recorded_as(slo, record, 0.0, end_s) for slo, record in made if _counts(record)),
+            *(_is_not_recorded(slo, record, end_s) for slo, record in made if "ratio" in record),
+        ],
+    )
+    others = [*_once("slo:traffic:rate5m", _ANOTHER, end_s), *_once("slo:traffic:max1d", _ANOTHER, end_s)]
+    yield promtool.unit_test(
+        "nobody counts, and for more than a day nobody did, but for what is of another one: nothing is recorded",
+        RECORDED_S,
+        {
+            name: values
+            for slo in slos
+            for name, values in [*_once("slo:traffic:rate5m", slo.name, seen_s - _SPARE_S), *others]
+        },
+        [_is_not_recorded(slo, record, end_s) for slo, record in made],
+    )
+
+
+def _once(record: str, slo: str, at_s: int) -> Iterator[tuple[str, str]]:
+    """Yield the series of *record* that has one sample, at that moment."""
+    yield promtool.series(record, {"slo": slo}), f"_x{at_s // RECORDED_S} 1 _x{_SPARE_S // RECORDED_S}"
 
 
 def _all_series(slos: tuple[Slo, ...], families: Families, phases: list[Phase]) -> Series:
@@ -131,3 +175,8 @@ def is_recorded_as(slo: Slo, record: str, value: float, at_s: int) -> Test:
     expr = f"abs({asked} / {value:.12g} - 1) < bool {_PRECISION:g}" if value else f"{asked} == bool 0"
     expected = [{"labels": promtool.series("", {"slo": slo.name}), "value": 1}]
     return {"expr": expr, "eval_time": f"{at_s}s", "exp_samples": expected}
+
+
+def _is_not_recorded(slo: Slo, record: str, at_s: int) -> Test:
+    """Return the assertion that there is no *record* of *slo*."""
+    return {"expr": promtool.series(record, {"slo": slo.name}), "eval_time": f"{at_s}s", "exp_samples": []}

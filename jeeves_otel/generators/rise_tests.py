@@ -20,13 +20,14 @@ from jeeves_otel.samples import samples
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from jeeves_otel.generators.promtool import Test
+    from jeeves_otel.generators.promtool import Series, Test
     from jeeves_otel.objectives import Alert
     from jeeves_otel.promql import Families, Family
     from jeeves_otel.queries import Rises
 
 _REMEMBERED_S = 900  # how long a counter that is not seen is no new one, beside the window
 _STEPS = 10  # at least, in a window
+_ASIDE = "aside"  # a label that nobody asks
 
 
 def rising_tests(alert: Alert, query: Rises, families: Families) -> Iterator[Test]:
@@ -67,6 +68,32 @@ class _Counter:
         return promtool.series(self.family.name, self.labels)
 
     @property
+    def _shift(self) -> int:
+        """How many steps after one counter the next one does the same: just before what it did is forgotten."""
+        return max(1, self._window - SPARE)
+
+    @property
+    def _further(self) -> int:
+        """How many more counters do the same, so that what is seen of one for a window is told of at all."""
+        missing = math.ceil(self.alert.for_.seconds / self._step_s) + 4 * SPARE - self._window
+        return max(0, math.ceil(missing / self._shift)) if self._must_go_on else 0
+
+    @property
+    def _lasting(self) -> int:
+        """How many steps after the first counter the last one does the same."""
+        return self._further * self._shift
+
+    def _one_after_another(self, labels: Mapping[str, str], values: str, *, before: str = "_") -> Series:
+        """Return counters that are one for the alert, each with *values*, and *before* until it is its turn."""
+        made = {promtool.series(self.family.name, labels): values}
+        for number in range(1, self._further + 1):
+            name = promtool.series(self.family.name, {**labels, _ASIDE: str(number)})
+            # `_x3` are three steps, and `7x2` are.
+            steps = number * self._shift
+            made[name] = f"{before}x{steps if before == '_' else steps - 1} {values}"
+        return made
+
+    @property
     def _who(self) -> str:
         return self.family.name + "".join(f", {label} {value}," for label, value in self.own.items())
 
@@ -77,15 +104,22 @@ class _Counter:
             self._window
             + math.ceil((self.alert.for_.seconds + self.alert.keep_firing_for.seconds) / self._step_s)
             + 4 * SPARE
+            + self._lasting
         )
 
     def tests(self) -> Iterator[Test]:
         """Yield when it is told of, and when it is not."""
-        yield self._going_on() if self._must_go_on else self._rising()
+        yield self._rising()
+        if self._must_go_on:
+            yield self._going_on()
         yield self._still()
         if others := self._others():
             apart = self._apart
-            made = {promtool.series(self.family.name, other): f"_x{apart} 1+1x{2 * apart}" for other in others}
+            made = {
+                name: values
+                for other in others
+                for name, values in self._one_after_another(other, f"_x{apart} 1+1x{2 * apart}").items()
+            }
             until_s = 3 * apart * self._step_s
             expected = [promtool.was_silent(self.alert.name, {}, until_s)]
             yield promtool.unit_test(
@@ -104,6 +138,7 @@ class _Counter:
         born, risen = apart, 3 * apart
         back = 4 * apart + self._window + math.ceil(1.5 * _REMEMBERED_S / self._step_s)
         missing = back - 4 * apart
+        several = f"{self._further + 1} of " if self._further else ""
         values = f"_x{born} 1x{apart - 1} 0x{apart - 1} 1 0x{apart - 2} _x{missing} 7x{apart}"
         expected, told = [], []
         for begins, since in ((born, 0), (risen, 2 * apart), (back, 4 * apart)):
@@ -111,11 +146,11 @@ class _Counter:
             told_s = (begins + math.ceil(self.alert.for_.seconds / self._step_s) + SPARE) * self._step_s
             told.append(told_of(self.alert, self._alert_labels, 7 if begins == back else 1, told_s))
         return promtool.unit_test(
-            f"{self.alert.name}: {self._who} rises from nothing, then from 0, and comes back after a long time, as good as new",
+            f"{self.alert.name}: {several}{self._who} rises from nothing, then from 0, and comes back after a long time, as good as new",
             self._step_s,
-            {self._series: values},
+            self._one_after_another(self.labels, values),
             expected,
-            told,
+            () if self._must_go_on else told,  # how many of them a window still sees is no business of this test
         )
 
     @property
@@ -154,7 +189,7 @@ class _Counter:
         """Return that a rise in step *begins* is told of for as long as the window sees it, and nothing before."""
         alert = self.alert
         for_ = math.ceil(alert.for_.seconds / self._step_s)
-        over = begins + self._window + math.ceil(alert.keep_firing_for.seconds / self._step_s)
+        over = begins + self._lasting + self._window + math.ceil(alert.keep_firing_for.seconds / self._step_s)
         return [
             promtool.was_silent(
                 alert.name, {}, (begins + max(0, for_ - SPARE)) * self._step_s - 1, since * self._step_s
@@ -175,6 +210,6 @@ class _Counter:
             f"{self.alert.name} is silent: {self._who} stands still, is away for {gaps[0]}, {gaps[1]} and {gaps[2]} scrapes,"
             " restarts, and is born as 0",
             self._step_s,
-            {self._series: values},
+            self._one_after_another(self.labels, values, before="7"),
             [promtool.was_silent(self.alert.name, {}, until_s, apart * self._step_s)],
         )

@@ -144,8 +144,12 @@ def _events(slo: Slo, which: str, window: Duration) -> str:
     """Return events per second; 0 where nothing happens, for a day also where nothing has happened since a deploy."""
     if _is_long(window):
         return f"avg_over_time({_recorded(f'{which}:rate5m', slo)}[{window.text}])"
-    total = f"{slo.sli.total_rate(window.text)} or 0 * sum({_recorded('traffic:max1d', slo)})"
-    return total if which == "total" else f"{slo.sli.bad_rate(window.text)} or 0 * ({total})"
+    total, past = slo.sli.total_rate(window.text), f"sum({_recorded('traffic:max1d', slo)})"
+    if which == "total":
+        return f"{total} or 0 * {past}"
+    # A histogram has a bucket for what is slow as soon as it has observed anything.
+    there = f"({total} or {past})" if isinstance(slo.sli, Share) else past
+    return f"{slo.sli.bad_rate(window.text)} or 0 * {there}"
 
 
 def _traffic(slo: Slo) -> list[Rule]:

@@ -359,6 +359,31 @@ def test_an_expression_that_can_not_be_right_is_a_finding(query: str, finding: s
     assert [finding] == findings
 
 
+@pytest.mark.parametrize(
+    ("alert", "finding"),
+    [
+        (
+            "query: {level: jeeves_db_pool_size}\n    above: 1\n    cases: {fires: {series: {a: 2}}, silent: {series: {a: 1}}}",
+            "no-end",
+        ),
+        (
+            (
+                "query: {level: jeeves_db_pool_size}\n    above: 1\n"
+                "    cases: {fires: {series: {a: two}, over: 5m}, silent: {series: {a: 1}}}"
+            ),
+            "not-samples",
+        ),
+        ("query: {rate: jeeves_interrupts_total}\n    below: 1", "untested-alert"),
+        ("query: {share: jeeves_tool_calls_total, bad: {status: error}}\n    above: 0", "untested-alert"),
+    ],
+)
+def test_an_alert_whose_tests_could_not_be_written_is_a_finding(alert: str, finding: str, tmp_path: Path) -> None:
+    """Nobody knows when it is over, what there is, or what is still well."""
+    _, findings = _own(_alert(f"severity: info\n    {alert}"), tmp_path)
+
+    assert [finding] == findings
+
+
 def test_an_alert_that_is_written_out_must_bring_its_cases(tmp_path: Path) -> None:
     """Nobody can make up what it should fire at."""
     _, findings = _own(_alert("severity: info\n    query: {promql: jeeves_db_pool_size}"), tmp_path)

@@ -31,6 +31,7 @@ _RAW_S = 6 * 3_600  # the longest window of raw counters
 
 _ABOVE = 1.25  # times the threshold: most of a window must be bad
 _BELOW = 0.6  # times the threshold: not well, and no incident
+_AMPLE = 1.25  # times a floor, where another one is asked
 
 
 def suites(slos: tuple[Slo, ...], families: Families) -> dict[str, Suite]:
@@ -185,10 +186,12 @@ def _floor_tests(slos: tuple[Slo, ...], tier: Tier, families: Families, pace: _P
     if few >= tier.bad:
         name = f"tier {tier.name}: {few} events, all of them bad, are too few; two more are enough"
         yield _floor_test(name, [(slo, few, few) for slo in slos], tier, families, pace)
-    mild = [slo for slo in slos if (tier.bad - 1) / (tier.events + 1) > slo.threshold(tier)]
+    # What is recorded is an average that falls until the next evaluation, and with it what there was in all.
+    many = math.ceil(tier.events * _AMPLE) if _is_recorded(tier) else tier.events + 1
+    mild = [slo for slo in slos if (tier.bad - 1) / many > slo.threshold(tier)]
     if mild:
-        name = f"tier {tier.name}: {tier.bad - 1} bad events of {tier.events + 1} are too few; two more are enough"
-        yield _floor_test(name, [(slo, tier.events + 1, tier.bad - 1) for slo in mild], tier, families, pace)
+        name = f"tier {tier.name}: {tier.bad - 1} bad events of {many} are too few; two more are enough"
+        yield _floor_test(name, [(slo, many, tier.bad - 1) for slo in mild], tier, families, pace)
 
 
 def _floor_test(name: str, counted: list[tuple[Slo, int, int]], tier: Tier, families: Families, pace: _Pace) -> Test:

@@ -65,7 +65,7 @@ fire-drill: setup ## Let what objectives are about fail, and time how long it ta
 	@$(RUN) python -m jeeves_otel.demo.drill $(ARGS)
 
 .PHONY: mutants
-mutants: setup prometheus ## Put every slip into the shipped rules, and see whether the generated tests notice (about 15 min; ARGS=--help for more).
+mutants: setup prometheus ## Put every slip into the shipped rules, and see whether the generated tests notice (about 30 min; ARGS=--help for more).
 	@$(RUN) python -m tests.integration.mutants $(ARGS)
 
 .PHONY: previews

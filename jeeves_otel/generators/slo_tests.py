@@ -31,6 +31,7 @@ _RAW_S = 6 * 3_600  # the longest window of raw counters
 
 _ABOVE = 1.25  # times the threshold: most of a window must be bad
 _BELOW = 0.6  # times the threshold: not well, and no incident
+_AMPLE = 1.25  # times a floor, where another one is asked
 
 
 def suites(slos: tuple[Slo, ...], families: Families) -> dict[str, Suite]:
@@ -185,7 +186,8 @@ def _floor_tests(slos: tuple[Slo, ...], tier: Tier, families: Families, pace: _P
     if few >= tier.bad:
         name = f"tier {tier.name}: {few} events, all of them bad, are too few; two more are enough"
         yield _floor_test(name, [(slo, few, few) for slo in slos], tier, families, pace)
-    many = tier.events * 6 // 5  # the other floor has no part in it, even of what an average has thinned
+    # What is recorded is an average that falls until the next evaluation, and with it what there was in all.
+    many = math.ceil(tier.events * _AMPLE) if _is_recorded(tier) else tier.events + 1
     mild = [slo for slo in slos if (tier.bad - 1) / many > slo.threshold(tier)]
     if mild:
         name = f"tier {tier.name}: {tier.bad - 1} bad events of {many} are too few; two more are enough"

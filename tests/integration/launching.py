@@ -26,13 +26,21 @@ _CHANCE = random.SystemRandom()  # tests that run at the same time must not agre
 LAUNCHER = Path(sys.executable).parent / "opentelemetry-instrument"
 
 
+_GIVEN: set[int] = set()  # a run of all tests takes some thousand
+
+
 def free_port() -> int:
-    """Return a TCP port on which nobody listens, and which the system gives to no outgoing connection meanwhile."""
+    """Return a TCP port on which nobody listens, and which the system gives to no outgoing connection meanwhile.
+
+    None is given twice: who asks for several listens on none of them yet.
+    """
     while True:
         port = _CHANCE.randrange(15_000, 32_000)  # below the range of outgoing connections, from 32,768
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            return port
+            if port not in _GIVEN:
+                _GIVEN.add(port)
+                return port
 
 
 def environment(**settings: str) -> dict[str, str]:

@@ -23,10 +23,8 @@ if TYPE_CHECKING:
 
 APPS = Path(__file__).parent / "apps"
 _CHANCE = random.SystemRandom()  # tests that run at the same time must not agree
+_GIVEN: set[int] = set()  # ports; a run of all tests takes some thousand
 LAUNCHER = Path(sys.executable).parent / "opentelemetry-instrument"
-
-
-_GIVEN: set[int] = set()  # a run of all tests takes some thousand
 
 
 def free_port() -> int:

@@ -110,8 +110,8 @@ def rules(names: tuple[str, ...], into: str, runbooks: str | None, pages: str | 
 
     FILE is YAML with `slos:` and `alerts:`; its `profile:` says whose metrics it speaks of. It may also be the name of
     packaged ones: jeeves, objectives, collector, prometheus, telemetry. Files that this command has written before are
-    replaced; if any other is in the way, nothing is written. Name everything that is written into one folder in one call: what the
-    others are made of is left over, and named.
+    replaced; if any other is in the way, nothing is written. A folder is written by one call, which names everything that
+    belongs there: what it does not write any more is left over, and named.
     """
     files = [_file_of_objectives(name) for name in names]
     links = Links(**{key: url.rstrip("/") for key, url in (("runbooks", runbooks), ("dashboards", pages)) if url})
